@@ -1,0 +1,602 @@
+// Paged attention, flash style: softmax(q kᵀ · scale) v for ragged sequences over a paged cache, in one pass over k and v.
+//
+// Shapes: q, o (T, H, D) f32; k pages (N, K, D, 32), transposed so that the scores of 32 tokens are vectors; v pages
+// (N, K, 32, D). The H / K query heads of a kv head, and all new tokens of a tile, are the rows of one small matrix, so
+// each page is read once for all of them. Decode moves 2 · length · K · D cache values a sequence and does 4 · H / K
+// operations on each: it is bound by memory, reads the pages as they are stored and asks for the next one ahead. A prefill
+// tile has up to 256 rows: it expands a page once, to float32 or to the pairs that AMX tiles multiply, and is bound by
+// arithmetic. The plain loop, for one row i of head h, which tests/cpu/test_attention.py writes out:
+//   s[p] = scale · Σ_d q[i,h,d] k[p,d]    (softcap: cap · tanh(s / cap); only positions p that row i sees)
+//   o[i,h] = Σ_p e^s[p] v[p] / (Σ_p e^s[p] + e^sink[h])
+// The fast loop keeps a running maximum m and sum l of e^(s - m) a row, so scores never leave the first-level cache. Scores
+// are kept in units of log 2.
+//
+// Work is one line: the pages of every (sequence, tile, kv head), weighed by rows, cut into even chunks. A cut may fall
+// inside an item; then its parts leave (m, l, o) in shared memory and are merged after a barrier.
+#include "../simd.h"
+
+LZ_NAMESPACE_BEGIN
+
+constexpr int PAGE = 32;                     // tokens
+constexpr int CHUNK = 4;                     // pages between two updates of the running maximum
+constexpr int AHEAD = 2;                      // pages between what is read and what is asked for, at most CHUNK
+constexpr int SCORES = 32 * CHUNK * PAGE;    // of a block of rows
+constexpr float LOG2E = 1.44269504f;
+constexpr float NONE = -1e30f, LOWEST = -1e29f;  // a score that is not seen, and what a maximum starts from
+
+// Native vectors: the register tile below must stay in registers, which 64-byte vectors do not on AVX2.
+#if defined(__AVX512F__)
+constexpr int W = 16, ROWS = 8;
+#elif defined(__AVX2__)
+constexpr int W = 8, ROWS = 6;
+#else
+constexpr int W = 4, ROWS = 6;
+#endif
+typedef float vec __attribute__((vector_size(W * 4)));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef float vec8 __attribute__((vector_size(32)));  // D is a multiple of 8
+
+struct f16 { uint16_t bits; };
+struct bf16 { uint16_t bits; };
+
+template <class V> struct Lanes;             // the integer vectors beside V
+template <> struct Lanes<f32x> { typedef u16x u16; typedef u32x u32; typedef int8_t i8 __attribute__((vector_size(16))); typedef i32x i32; };
+template <> struct Lanes<vec8> {
+  typedef uint16_t u16 __attribute__((vector_size(16)));
+  typedef uint32_t u32 __attribute__((vector_size(32)));
+  typedef int8_t i8 __attribute__((vector_size(8)));
+  typedef int32_t i32 __attribute__((vector_size(32)));
+};
+typedef float vec4 __attribute__((vector_size(16)));
+template <> struct Lanes<vec4> {
+  typedef uint16_t u16 __attribute__((vector_size(8)));
+  typedef uint32_t u32 __attribute__((vector_size(16)));
+  typedef int8_t i8 __attribute__((vector_size(4)));
+  typedef int32_t i32 __attribute__((vector_size(16)));
+};
+
+template <class V> LZ_INLINE V get(const float* p) { return load<V>(p); }
+template <class V> LZ_INLINE V get(const bf16* p) {
+  return (V)(__builtin_convertvector(load<typename Lanes<V>::u16>(p), typename Lanes<V>::u32) << 16);
+}
+template <class V> LZ_INLINE V get(const int8_t* p) {
+  return __builtin_convertvector(__builtin_convertvector(load<typename Lanes<V>::i8>(p), typename Lanes<V>::i32), V);
+}
+template <class V> LZ_INLINE V get(const f16* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#endif
+  typedef typename Lanes<V>::u32 U;
+  const U h = __builtin_convertvector(load<typename Lanes<V>::u16>(p), U), sign = (h & 0x8000) << 16, mag = h & 0x7fff;
+  const U special = (U)(mag >= 0x7c00) & 0x7f800000;
+  return (V)((U)((V)(mag << 13) * 0x1p112f) | special | sign);
+}
+
+template <class V> LZ_INLINE V larger(V a, V b) { return a > b ? a : b; }
+#if defined(__AVX512F__)
+LZ_INLINE float total(vec v) { return sum(v); }
+LZ_INLINE float top(vec v) { return max_of(v); }
+#else
+LZ_INLINE float total(vec v) {
+  vec4 part[W / 4];
+  memcpy(part, &v, sizeof v);
+  for (int i = 1; i < W / 4; i++) part[0] += part[i];
+  return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+}
+LZ_INLINE float top(vec v) {
+  vec4 part[W / 4];
+  memcpy(part, &v, sizeof v);
+  for (int i = 1; i < W / 4; i++) part[0] = larger(part[0], part[i]);
+  return larger(larger(part[0][0], part[0][2]), larger(part[0][1], part[0][3]));
+}
+#endif
+
+// 2^x to 2e-7 for x <= 127, 0 below -126: a polynomial in what x exceeds its floor by, scaled.
+LZ_INLINE vec exp2(vec x) {
+#if defined(__AVX512F__)
+  const vec r = (vec)_mm512_reduce_ps((__m512)x, 1);
+#else
+  x = x > -126.0f ? x : vec{} - 150.0f;
+  const vec magic = vec{} + 12582912.0f, n = (x - 0.5f + magic) - magic, r = x - n;
+#endif
+  vec p = 0.00186713008f * r + 0.0090170303f;
+  p = p * r + 0.0557999131f;
+  p = p * r + 0.24016445f;
+  p = p * r + 0.693151312f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  const ivec e = __builtin_convertvector(n, ivec);
+  return (vec)(((ivec)p + (e << 23)) & (e > -127));
+#endif
+}
+LZ_INLINE float exp2(float x) { return exp2(vec{} + x)[0]; }
+
+// The register tile: c[r] = keep[r] · c[r] + Σ_k a[r][k] b[k] for R rows and NV vectors; b is converted as it is loaded, and
+// the row of b that will be wanted `ahead` bytes later is asked for. Both products of attention are this loop.
+template <int R, int NV, class V, class T>
+static void tile(const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs, const float* keep,
+                 int64_t ahead) {
+  constexpr int N = sizeof(V) / 4;
+  V acc[R][NV];
+  for (int r = 0; r < R; r++)
+    for (int j = 0; j < NV; j++) acc[r][j] = keep ? keep[r] * load<V>(c + r * cs + j * N) : V{};
+  for (int k = 0; k < depth; k++, b += bs) {
+    V row[NV];
+    if (sizeof(T) < 4) __builtin_prefetch((const char*)b + ahead, 0, 2);
+    for (int j = 0; j < NV; j++) row[j] = get<V>(b + j * N);
+    for (int r = 0; r < R; r++)
+      for (int j = 0; j < NV; j++) acc[r][j] += a[r * as + k] * row[j];
+  }
+  for (int r = 0; r < R; r++)
+    for (int j = 0; j < NV; j++) store(c + r * cs + j * N, acc[r][j]);
+}
+
+template <int NV, class V, class T, class... Rest> LZ_INLINE void tile_of(int rows, Rest... rest) {
+  switch (rows) {
+    case 1: return tile<1, NV, V, T>(rest...);
+    case 2: return tile<2, NV, V, T>(rest...);
+    case 3: return tile<3, NV, V, T>(rest...);
+    case 4: return tile<4, NV, V, T>(rest...);
+    case 5: return tile<5, NV, V, T>(rest...);
+    case 6: return tile<6, NV, V, T>(rest...);
+    case 7: return tile<7, NV, V, T>(rest...);
+    default: return tile<8, NV, V, T>(rest...);
+  }
+}
+
+// n columns of c, a multiple of 8.
+template <class T>
+static void product(int rows, int n, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs,
+                    const float* keep, int64_t ahead) {
+  int j = 0;
+  for (; j + 2 * W <= n; j += 2 * W) tile_of<2, vec, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
+  for (; j + W <= n; j += W) tile_of<1, vec, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
+  if (j < n) tile_of<1, vec8, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
+}
+
+struct Args {
+  View q, out, k, v;
+  const float *k_scales, *v_scales, *sinks;
+  const int32_t *table, *starts, *counts, *lengths;
+  int64_t T, H, K, B, P, N;
+  int D, group, window, rows, tokens;        // group = H / K; a tile holds `tokens` tokens, `rows` = tokens · group rows
+  bool causal;
+  float scale, cap;                          // of q; cap > 0: scores are cap · log2 e · tanh of what the product gives
+
+  explicit Args(const Step& s) {
+    q = s.in[0], k = s.in[1], v = s.in[2], out = s.out[0];
+    table = s.in[3].as<int32_t>(), starts = s.in[4].as<int32_t>(), counts = s.in[5].as<int32_t>(), lengths = s.in[6].as<int32_t>();
+    T = q.shape[0], H = q.shape[1], D = (int)q.shape[2], K = k.shape[1], N = k.shape[0], B = s.in[4].shape[0], P = s.in[3].shape[1];
+    window = (int)s.ints[0], causal = s.ints[1];
+    int i = 7;
+    sinks = s.ints[2] ? s.in[i++].as<float>() : nullptr;
+    k_scales = s.ints[3] ? s.in[i].as<float>() : nullptr, v_scales = s.ints[3] ? s.in[i + 1].as<float>() : nullptr;
+    const float c = (float)s.floats[1];
+    scale = (float)s.floats[0] * (c > 0 ? 1 / c : LOG2E), cap = c * LOG2E;
+    group = (int)(H / K);
+    const int fit = 16384 / D < 256 ? 16384 / D : 256;
+    tokens = fit > group ? fit / group : 1, rows = tokens * group;
+  }
+  int width() const { return (D + 31) & ~31; }                            // of a row of q and o
+  int padded() const { return (rows + 31) & ~31; }                        // rows, in whole pairs of AMX tiles
+  size_t state() const { return (size_t)padded() * (size_t)(width() + 2); }  // floats
+};
+
+struct Tile {                                // rows of one sequence and kv head: token first_token + i / group
+  int64_t sequence, head, first_token;       // first_token counts within the sequence's new tokens
+  int rows;
+  int64_t page, pages;                       // what its rows see
+};
+
+struct State {                               // running maximum, sum and output of each row
+  float *m, *l, *o;
+  State(float* p, const Args& a) : m(p), l(p + a.padded()), o(p + 2 * a.padded()) {}
+};
+
+struct Range { int low, high; };             // kv positions
+LZ_INLINE Range seen(const Args& a, const Tile& t, int row) {
+  const int length = a.lengths[t.sequence], own = length - a.counts[t.sequence] + (int)t.first_token + row / a.group;
+  const int low = own + 1 - a.window;
+  return {a.window && low > 0 ? low : 0, a.causal ? own + 1 : length};
+}
+
+LZ_INLINE void put(float* p, vec v) { store(p, v); }
+#if defined(__AVX512BF16__)
+LZ_INLINE void put(bf16* p, vec v) { store(p, _mm512_cvtneps_pbh((__m512)v)); }
+#endif
+
+// Scores of n tokens from position `at` become weights e^(s - m), m and l are brought up to date; returns what the old sum
+// and output shrink by. Scales of an int8 cache belong to its tokens: k's to the scores, v's to the weights.
+template <class W16>
+static float weigh(const Args& a, float* s, W16* weights, int n, int at, Range see, const float* ks, const float* vs, float* m,
+                   float* l) {
+  const int low = see.low - at, high = see.high - at, end = high >= n ? n : high > 0 ? (high + W - 1) / W * W : 0;
+  ivec lane;
+  for (int i = 0; i < W; i++) lane[i] = i;
+  if (ks || a.cap > 0)
+    for (int i = 0; i < end; i += W) {
+      vec x = load<vec>(s + i);
+      if (ks) x *= load<vec>(ks + i);
+      if (a.cap > 0) x = a.cap - 2 * a.cap / (exp2(x * (2 * LOG2E)) + 1);
+      store(s + i, x);
+    }
+  for (int i = 0; i < low && i < end; i += W) store(s + i, lane + i < low ? vec{} + NONE : load<vec>(s + i));
+  if (high < end) store(s + end - W, lane + (end - W) < high ? load<vec>(s + end - W) : vec{} + NONE);
+  vec highest = vec{} + LOWEST;
+  for (int i = 0; i < end; i += W) highest = larger(load<vec>(s + i), highest);
+  const float before = *m, now = larger(before, top(highest));
+  vec sum{};
+  for (int i = end; i < n; i += W) put(weights + i, vec{});
+  for (int i = 0; i < end; i += W) {
+    vec p = exp2(load<vec>(s + i) - now);
+    sum += p;
+    if (vs) p *= load<vec>(vs + i);
+    put(weights + i, p);
+  }
+  const float keep = now == before ? 1 : exp2(before - now);
+  *m = now;
+  *l = *l * keep + total(sum);
+  return keep;
+}
+
+// A thread's workspace, in floats.
+struct Room {
+  float *state, *q, *scores, *ks, *vs, *k, *v;
+  uint16_t *high, *low, *weights;            // for AMX: q = high + low, and the weights of 32 rows
+  Room(char* p, const Args& a) {
+    const size_t row = (size_t)a.width();
+    state = (float*)p, q = state + a.state(), scores = q + a.padded() * row, ks = scores + 2 * SCORES;
+    vs = ks + CHUNK * PAGE, k = vs + CHUNK * PAGE, v = k + CHUNK * PAGE * row;
+    high = (uint16_t*)(v + CHUNK * PAGE * row), low = high + a.padded() * row, weights = low + a.padded() * row;
+  }
+  static size_t bytes(const Args& a) {
+    const size_t row = (size_t)a.width();
+    return (a.state() + 2 * a.padded() * row + 3 * SCORES + 2 * CHUNK * PAGE + 2 * CHUNK * PAGE * row) * sizeof(float);
+  }
+};
+
+// Up to CHUNK pages from p on: where their k and v lie, in the order they are read, and their scales.
+template <class T> struct Pages {
+  int n;
+  const T* order[2 * CHUNK + AHEAD];            // n of k, n of v, then what comes next: asked for ahead
+  Pages(const Args& a, const Tile& t, int64_t p, int64_t end, const Room& room) : n((int)(end - p < CHUNK ? end - p : CHUNK)) {
+    const int length = a.lengths[t.sequence];
+    const auto page = [&](int64_t i) { return a.table[t.sequence * a.P + (i < end ? i : p)] * a.K + t.head; };
+    for (int i = 0; i < n + AHEAD; i++) {
+      const int64_t at = page(p + i);
+      order[i < n ? i : n + i] = a.k.as<T>() + at * PAGE * a.D;
+      if (i >= n) continue;
+      order[n + i] = a.v.as<T>() + at * PAGE * a.D;
+      for (int j = 0; a.k_scales && j < PAGE; j++) {  // what lies past the end weighs nothing
+        const bool there = (p + i) * PAGE + j < length;
+        room.ks[i * PAGE + j] = there ? a.k_scales[at * PAGE + j] : 0;
+        room.vs[i * PAGE + j] = there ? a.v_scales[at * PAGE + j] : 0;
+      }
+    }
+  }
+  const T* k(int i) const { return order[i]; }
+  const T* v(int i) const { return order[n + i]; }
+  int64_t next(int i) const { return (const char*)order[i + AHEAD] - (const char*)order[i]; }
+};
+
+template <class T> static void expand(const T* from, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) store(to + i, get<vec>(from + i));
+}
+
+// Rows of a tile over its pages [begin, end) of type T. Few rows multiply the pages as they lie; for many, a page is
+// expanded to float32 first.
+template <class T> static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+  const int D = a.D, width = a.width(), length = a.lengths[t.sequence];
+  const bool direct = t.rows <= 2 * ROWS;
+  const int64_t page_values = (int64_t)PAGE * D;
+  for (int64_t p = begin; p < end; p += CHUNK) {
+    const Pages<T> pages(a, t, p, end, room);
+    const int n = pages.n, at = (int)p * PAGE;
+    for (int i = 0; !direct && i < n; i++) {
+      expand(pages.k(i), room.k + i * page_values, page_values);
+      expand(pages.v(i), room.v + i * page_values, page_values);
+    }
+    for (int row = 0; row < t.rows; row += ROWS) {
+      const int R = t.rows - row < ROWS ? t.rows - row : ROWS, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
+      const int first = low > at ? (low - at) / PAGE : 0, last = high < at + n * PAGE ? (high - at + PAGE - 1) / PAGE : n;
+      if (first >= last) continue;
+      const float* q = room.q + row * width;
+      float *s = room.scores, *o = st.o + row * width, keep[ROWS];
+      for (int i = first; i < last; i++) {
+        float* scores = s + i * PAGE;
+        if (direct) product(R, PAGE, q, width, pages.k(i), PAGE, D, scores, CHUNK * PAGE, nullptr, pages.next(i));
+        else product(R, PAGE, q, width, room.k + i * page_values, PAGE, D, scores, CHUNK * PAGE, nullptr, 0);
+      }
+      for (int r = 0; r < R; r++)
+        keep[r] = weigh(a, s + r * CHUNK * PAGE + first * PAGE, s + r * CHUNK * PAGE + first * PAGE, (last - first) * PAGE, at + first * PAGE, seen(a, t, row + r),
+                        a.k_scales ? room.ks + first * PAGE : nullptr, a.v_scales ? room.vs + first * PAGE : nullptr,
+                        st.m + row + r, st.l + row + r);
+      for (int i = first; i < last; i++) {
+        const int left = (high < length ? high : length) - at - i * PAGE, tokens = left < PAGE ? left : PAGE;
+        if (direct) product(R, D, s + i * PAGE, CHUNK * PAGE, pages.v(i), D, tokens, o, width, keep, pages.next(n + i));
+        else product(R, D, s + i * PAGE, CHUNK * PAGE, room.v + i * page_values, D, tokens, o, width, keep, 0);
+        for (int r = 0; r < R; r++) keep[r] = 1;
+      }
+    }
+  }
+}
+
+#if defined(__AMX_BF16__)
+// ---- AMX: tiles of 16 rows of 64 bytes; a product takes 16 rows x 32 bf16 of `a` and 16 pairs x 16 columns of `b`. ----
+LZ_INLINE void settle() { asm volatile("" ::: "memory"); }  // tile loads do not tell the compiler what they read
+
+// bf16 (a0, b0, a1, b1 …): a row of a `b` tile from two rows.
+LZ_INLINE void put_pairs(uint16_t* to, vec a, vec b) {
+  typedef uint16_t u16x32 __attribute__((vector_size(64)));
+  const u16x32 order = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a)));
+}
+template <class T> LZ_INLINE vec get_some(const T* p, int n) {
+  return n >= W ? get<vec>(p) : (vec)_mm512_zextps256_ps512((__m256)get<vec8>(p));
+}
+
+// k (D, 32) -> (width / 2, 32) pairs of d; v (32, D) -> (16, width) pairs of tokens, zero from token `there` on.
+template <class T> static void pair_up(const T* k, const T* v, uint16_t* k2, uint16_t* v2, int D, int width, int there) {
+  for (int d = 0; d < width; d += 2)
+    for (int j = 0; j < PAGE; j += W)
+      put_pairs(k2 + d * PAGE + 2 * j, d < D ? get<vec>(k + d * PAGE + j) : vec{}, d < D ? get<vec>(k + (d + 1) * PAGE + j) : vec{});
+  for (int i = 0; i < PAGE; i += 2)
+    for (int d = 0; d < D; d += W)
+      put_pairs(v2 + i * width + 2 * d, i < there ? get_some(v + i * D + d, D - d) : vec{},
+                i + 1 < there ? get_some(v + (i + 1) * D + d, D - d) : vec{});
+}
+
+// c (32, 32) f32 += (or =) Σ over `depth` steps of 32 of a (32 rows of 32 bf16 a step) · b; strides in bytes.
+template <bool ADD, bool TWO>
+static void tile_product(const uint16_t* a, const uint16_t* a_low, int64_t as, int64_t a_step, const uint16_t* b, int64_t bs,
+                         int64_t b_step, int depth, float* c, int64_t cs) {
+  const int64_t half = 16 * as;
+  char *c2 = (char*)c + 16 * cs;
+  if (ADD) {
+    _tile_loadd(0, c, cs); _tile_loadd(1, c + 16, cs); _tile_loadd(2, c2, cs); _tile_loadd(3, c2 + 64, cs);
+  } else {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  }
+  for (int k = 0; k < depth; k++) {
+    const char *ak = (const char*)a + k * a_step, *bk = (const char*)b + k * b_step;
+    _tile_loadd(6, bk, bs); _tile_loadd(7, bk + 64, bs);
+    _tile_loadd(4, ak, as); _tile_loadd(5, ak + half, as);
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    if (!TWO) continue;
+    ak = (const char*)a_low + k * a_step;
+    _tile_loadd(4, ak, as); _tile_loadd(5, ak + half, as);
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, cs); _tile_stored(1, c + 16, cs); _tile_stored(2, c2, cs); _tile_stored(3, c2 + 64, cs);
+}
+
+// As attend, 32 rows at a time. q is split into two bf16, so that scores are as good as k's rounding.
+template <class T> static void attend_tiles(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+  static const uint8_t config[64] = {1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
+                                     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16};
+  const int width = a.width(), length = a.lengths[t.sequence];
+  const int64_t span = (int64_t)PAGE * width;
+  _tile_loadconfig(config);
+  for (int64_t i = 0; i < (int64_t)t.rows * width; i += W) {
+    const vec q = load<vec>(room.q + i), high = (vec)((i32x)q & -65536);
+    put((bf16*)room.high + i, high);
+    put((bf16*)room.low + i, q - high);
+  }
+  uint16_t *k2 = (uint16_t*)room.k, *v2 = (uint16_t*)room.v;
+  for (int64_t p = begin; p < end; p += CHUNK) {
+    const Pages<T> pages(a, t, p, end, room);
+    const int n = pages.n, at = (int)p * PAGE;
+    for (int i = 0; i < n; i++) pair_up(pages.k(i), pages.v(i), k2 + i * span, v2 + i * span, a.D, width, length - at - i * PAGE);
+    for (int row = 0; row < t.rows; row += 32) {
+      const int R = t.rows - row < 32 ? t.rows - row : 32, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
+      const int first = low > at ? (low - at) / PAGE : 0, last = high < at + n * PAGE ? (high - at + PAGE - 1) / PAGE : n;
+      if (first >= last) continue;
+      settle();
+      for (int i = first; i < last; i++)
+        tile_product<false, true>(room.high + row * width, room.low + row * width, 2 * width, 64, k2 + i * span, 128, 128 * 16,
+                                  width / 32, room.scores + i * PAGE, CHUNK * PAGE * 4);
+      for (int r = 0; r < R; r++) {
+        const int64_t from = r * CHUNK * PAGE + first * PAGE;
+        const float keep = weigh(a, room.scores + from, (bf16*)room.weights + from, (last - first) * PAGE, at + first * PAGE,
+                                 seen(a, t, row + r), a.k_scales ? room.ks + first * PAGE : nullptr,
+                                 a.v_scales ? room.vs + first * PAGE : nullptr, st.m + row + r, st.l + row + r);
+        float* o = st.o + (row + r) * width;
+        for (int d = 0; keep != 1 && d < width; d += W) store(o + d, load<vec>(o + d) * keep);
+      }
+      settle();
+      for (int d = 0; d < width; d += 32)
+        tile_product<true, false>(room.weights + first * PAGE, nullptr, 2 * CHUNK * PAGE, 64, v2 + first * span + 2 * d, 4 * width,
+                                  2 * span, last - first, st.o + row * width + d, 4 * width);
+    }
+  }
+  _tile_release();
+}
+#endif
+
+// Many rows are worth tiles, where there are any.
+template <class T> static void attend_any(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+#if defined(__AMX_BF16__)
+  if (t.rows > 2 * ROWS) return attend_tiles<T>(a, t, begin, end, st, room);
+#endif
+  attend<T>(a, t, begin, end, st, room);
+}
+
+static void start(const Args& a, const Tile& t, State st, const Room& room) {
+  const int width = a.width();
+  for (int r = 0; r < t.rows; r++) {
+    const int64_t token = a.starts[t.sequence] + t.first_token + r / a.group, head = t.head * a.group + r % a.group;
+    const float* q = a.q.as<float>() + token * a.q.strides[0] + head * a.q.strides[1];
+    float* __restrict to = room.q + r * width;
+    for (int d = 0; d < a.D; d++) to[d] = q[d] * a.scale;
+    for (int d = a.D; d < width; d++) to[d] = 0;
+    st.m[r] = LOWEST, st.l[r] = 0;
+    memset(st.o + r * width, 0, (size_t)width * sizeof(float));
+  }
+}
+
+// o / l, the sink's weight being part of the sum; rows that see nothing are 0.
+static void finish(const Args& a, const Tile& t, State st) {
+  for (int r = 0; r < t.rows; r++) {
+    const int64_t token = a.starts[t.sequence] + t.first_token + r / a.group, head = t.head * a.group + r % a.group;
+    float* __restrict y = a.out.as<float>() + token * a.out.strides[0] + head * a.out.strides[1];
+    const float* o = st.o + r * a.width();
+    float l = st.l[r], share = 1;
+    if (a.sinks) {
+      const float sink = a.sinks[head] * LOG2E, now = larger(st.m[r], sink);
+      share = exp2(st.m[r] - now);
+      l = l * share + exp2(sink - now);
+    }
+    share = l == 0 ? 0 : share / l;
+    for (int d = 0; d < a.D; d++) y[d] = o[d] * share;
+  }
+}
+
+// Walks the line of pages. Positions on it are weights: a tile's page costs 16 + rows.
+struct Line {
+  const Args& a;
+  Tile tile{0, 0, 0, 0, 0, 0};
+  int64_t begin = 0, cost = 0;               // of the tile's K items on the line, and of one item
+  explicit Line(const Args& args) : a(args) { tile.sequence = -1; next(); }
+  bool next() {                              // the following tile; false at the end
+    begin += cost * a.K;
+    tile.first_token += a.tokens;
+    while (tile.sequence < 0 || tile.first_token >= a.counts[tile.sequence]) {
+      if (++tile.sequence >= a.B) { cost = 0; return false; }
+      tile.first_token = 0;
+    }
+    const int64_t left = a.counts[tile.sequence] - tile.first_token;
+    tile.rows = (int)(left < a.tokens ? left : a.tokens) * a.group;
+    const Range first = seen(a, tile, 0), last = seen(a, tile, tile.rows - 1);
+    tile.page = first.low / PAGE;
+    tile.pages = last.high > first.low ? (last.high + PAGE - 1) / PAGE - tile.page : 0;
+    cost = weight() * (tile.pages ? tile.pages : 1);
+    return true;
+  }
+  int64_t weight() const { return 16 + tile.rows; }
+  int64_t end() const { return begin + cost * a.K; }
+  void seek(int64_t x) { while (x >= end() && next()) {} }
+};
+
+// A cut of the line: item and page. Both neighbours of a cut find the same one.
+struct Cut {
+  int64_t item, page;                        // page counts from the item's first; kv head = item
+  Cut(Line& line, int64_t x) {
+    line.seek(x);
+    const int64_t at = x - line.begin;
+    item = line.cost ? at / line.cost : 0;
+    page = line.cost ? at % line.cost / line.weight() : 0;
+  }
+};
+
+static void run_chunk(const Args& a, Line& line, int64_t from, int64_t to, float* head_slot, float* tail_slot, const Room& room) {
+  Cut cut(line, from);
+  while (true) {
+    const int64_t item_end = line.begin + (cut.item + 1) * line.cost;
+    Tile t = line.tile;
+    t.head = cut.item;
+    const int64_t units = t.pages ? t.pages : 1, stop = to >= item_end ? units : (to - (item_end - line.cost)) / line.weight();
+    if (stop > cut.page || cut.page > 0) {
+      const bool whole = cut.page == 0 && stop == units;
+      const State st(whole ? room.state : cut.page > 0 ? head_slot : tail_slot, a);
+      start(a, t, st, room);
+      const int64_t begin = t.page + cut.page, end = t.page + (stop < t.pages ? stop : t.pages);
+      if (a.k.dtype == LZ_F16) attend_any<f16>(a, t, begin, end, st, room);
+      else if (a.k.dtype == LZ_BF16) attend_any<bf16>(a, t, begin, end, st, room);
+      else attend_any<int8_t>(a, t, begin, end, st, room);
+      if (whole) finish(a, t, st);
+    }
+    if (to <= item_end) return;
+    cut.page = 0;
+    if (++cut.item == a.K) { cut.item = 0; if (!line.next()) return; }
+  }
+}
+
+// Merges the parts of the item that the cut before chunk c begins to divide: the tail of chunk c - 1, the heads from c on.
+static void merge(const Args& a, const Tile& t, float* slots, int64_t c, int64_t last) {
+  const size_t slot = a.state();
+  const int width = a.width();
+  const State into(slots + (2 * c - 1) * slot, a);
+  for (; c <= last; c++) {
+    const State part(slots + 2 * c * slot, a);
+    for (int r = 0; r < t.rows; r++) {
+      const float now = larger(into.m[r], part.m[r]), x = exp2(into.m[r] - now), y = exp2(part.m[r] - now);
+      into.m[r] = now, into.l[r] = into.l[r] * x + part.l[r] * y;
+      for (int d = 0; d < width; d++) into.o[r * width + d] = into.o[r * width + d] * x + part.o[r * width + d] * y;
+    }
+  }
+  finish(a, t, into);
+}
+
+static void clear_strays(const Args& a, const Team& team) {  // rows of no sequence
+  int64_t begin, end, owned = 0;
+  for (int64_t b = 0; b < a.B; b++) owned += a.counts[b];
+  if (owned == a.T) return;
+  team.part(a.T, 1, &begin, &end);
+  for (int64_t i = begin; i < end; i++) {
+    bool stray = true;
+    for (int64_t b = 0; b < a.B; b++) stray &= i < a.starts[b] || i >= a.starts[b] + a.counts[b];
+    for (int64_t h = 0; stray && h < a.H; h++)
+      memset(a.out.as<float>() + i * a.out.strides[0] + h * a.out.strides[1], 0, (size_t)a.D * sizeof(float));
+  }
+}
+
+constexpr int CUTS = 4;                      // chunks a thread
+
+static void run(const Step& s, Team& team) {
+  const Args a(s);
+  const Room room(team.local, a);
+  float* slots = (float*)team.shared;
+  int64_t total = 0;
+  for (int64_t b = 0; b < a.B; b++)
+    if (a.lengths[b] > a.P * PAGE || a.counts[b] > a.lengths[b] || a.starts[b] + a.counts[b] > a.T)
+      return team.fail("[paged_attention] sequence %d: %d new of %d tokens from row %d do not fit %d rows and %d pages", (int)b,
+                       a.counts[b], a.lengths[b], a.starts[b], (int)a.T, (int)a.P);
+  clear_strays(a, team);
+  for (Line all(a); all.cost; all.next()) total = all.end();
+  if (total == 0) return;
+  const int64_t chunks = team.size == 1 ? 1 : team.size * (total > team.size * 4096 ? CUTS : 1);
+  Line line(a);
+  for (int64_t c = team.take(1); c < chunks; c = team.take(1))
+    run_chunk(a, line, total * c / chunks, total * (c + 1) / chunks, slots + 2 * c * a.state(), slots + (2 * c + 1) * a.state(), room);
+  if (chunks == 1) return;
+  team.barrier();
+  Line again(a);
+  for (int64_t c = 1, owner = -1; c < chunks; c++) {
+    const Cut cut(again, total * c / chunks);
+    const int64_t item = again.begin + cut.item * again.cost;
+    if (cut.page == 0 || item == owner) continue;
+    owner = item;
+    int64_t last = c;                        // the last chunk that begins inside the item
+    while (last + 1 < chunks && total * (last + 1) / chunks < item + again.cost &&
+           (total * (last + 1) / chunks - item) / again.weight() > 0) last++;
+    Tile t = again.tile;
+    t.head = cut.item;
+    if (c % team.size == team.id) merge(a, t, slots, c, last);
+  }
+}
+
+static size_t shared(const Step& s, int threads) {
+  return threads == 1 ? 0 : (size_t)(2 * CUTS * threads) * Args(s).state() * sizeof(float);
+}
+static size_t local(const Step& s, int) { return Room::bytes(Args(s)); }
+
+static const char* check(const Step& s) {
+  const int dtype = s.in[1].dtype;
+  if (s.in[0].dtype != LZ_F32 || s.out[0].dtype != LZ_F32) return "q and the output must be float32";
+  if (dtype != s.in[2].dtype || (dtype != LZ_F16 && dtype != LZ_BF16 && dtype != LZ_I8)) return "pages must be float16, bfloat16 or int8";
+  if ((dtype == LZ_I8) != (s.ints[3] != 0)) return "int8 pages, and no others, have scales";
+  if (s.in[1].shape[3] != PAGE || s.in[2].shape[2] != PAGE) return "a page must hold 32 tokens";
+  if (s.in[0].shape[2] % 8 || s.in[0].shape[2] > 256) return "the head size must be a multiple of 8, at most 256";
+  if (s.in[0].shape[1] % s.in[1].shape[1]) return "the number of heads must be a multiple of the number of kv heads";
+  return nullptr;
+}
+
+extern const Kernel paged_attention;
+const Kernel paged_attention = {"paged_attention", run, shared, local, check};
+
+LZ_NAMESPACE_END

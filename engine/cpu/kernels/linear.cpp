@@ -1,0 +1,326 @@
+// linear: y_j = act(norm(x)) W_j^T + bias_j for n weights that share x, with what follows folded in.
+//
+//   o  n outputs (T, N_j) f32, or 1 if epilogue >= 2
+//   i  x (T, K) f32, [norm weight (K)], for each j: W_j (N_j, K) f32|f16|bf16, or codes u32 (N_j, K bits / 32), scales and
+//      biases (N_j, K / group); [bias_j (N_j)]; then [residual (T, N) f32]. x may not overlap an output; the residual may.
+//   ints [n, bits (0 dense, 4, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
+//   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2)
+//
+// The plain loop: for t, n: y[t][n] = sum_k x[t][k] w[n][k]. Weights are read once from memory whatever T is; a Path
+// says how a block of rows meets a few tokens, by T: rows as they lie (decode), or a panel expanded in the cache.
+#include "amx.h"
+#include "gemm.h"
+
+LZ_NAMESPACE_BEGIN
+
+struct Weight { const View *w, *scales, *biases, *bias; int64_t N; };
+
+struct Linear {
+  int n, bits, group, norm, epilogue, has_bias, precise;
+  float eps;
+  int64_t T, K, Kp, groups;  // Kp: K rounded up to 64; groups: rounded up to 8
+  const View *x, *norm_w, *residual, *out;
+  Weight w[8];
+
+  explicit Linear(const Step& s)
+      : n((int)s.ints[0]), bits((int)s.ints[1]), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
+        has_bias((int)s.ints[5]), precise((int)s.ints[6]), eps((float)s.floats[0]), T(s.in[0].shape[0]), K(s.in[0].shape[1]),
+        Kp(round_up(K, 64)), groups(bits ? round_up(K / group, 8) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
+    const View* in = s.in + 1;
+    if (norm) norm_w = in++;
+    for (int j = 0; j < n; j++) {
+      w[j] = {in, in + 1, in + 2, 0, in->shape[0]};
+      in += bits ? 3 : 1;
+      if (has_bias) w[j].bias = in++;
+    }
+    if (epilogue == 1) residual = in;
+  }
+  Codes codes(int M, int passes) const { return {Kp, group < 64 ? group : 64, M, passes}; }
+  bool gated() const { return epilogue >= 2; }
+  int64_t acts_bytes(int64_t tokens) const { return (tokens + 32) * Kp * 4; }  // every path's records fit, and its last tile
+  int64_t panel_bytes() const { return 64 * Kp * (bits ? 2 : 4) + 64 * 64; }
+  int64_t tail_bytes() const { return 64 * (Kp * (bits ? 1 : 4) + 8 * groups + 64); }
+};
+
+// A block of rows: where it lies, and where its panel goes.
+struct Block {
+  const char *w, *scales, *biases;
+  int64_t stride, stride_s;  // bytes from a row to the next
+  int dtype;                 // of the scales, or of dense weights
+  char* panel;
+  float* scale(const Linear&) const { return (float*)panel; }
+  float* bias(const Linear& L, int rows) const { return scale(L) + L.groups * rows; }
+  uint32_t* codes(const Linear& L, int rows) const { return (uint32_t*)(bias(L, rows) + L.groups * rows); }
+};
+
+// How blocks of rows of weights meet a few tokens.
+struct Path {
+  int rows, tokens, blocks;  // rows in a block; tokens and blocks of a tile
+  bool still;                // a fixed split of the rows: each thread keeps streaming through its own part
+  int64_t (*record)(const Linear&);  // bytes of a token's activations
+  void (*encode)(const Linear&, const float* x, char* acts, int64_t t);  // acts: of all tokens
+  void (*expand)(const Linear&, const Block&);
+  void (*tile)(const Linear&, const Block* b, int blocks, const char* acts, int64_t tokens, float* y);  // y[blocks][tokens][rows]
+};
+constexpr int MOST_BLOCKS = 4;
+
+template <int ROWS> static void expand_scales(const Linear& L, const Block& b) {
+  for (int r = 0; r < ROWS; r += LANES) {
+    columns_f32(b.dtype, b.scales + r * b.stride_s, b.stride_s, L.K / L.group, b.scale(L) + r, ROWS);
+    columns_f32(b.dtype, b.biases + r * b.stride_s, b.stride_s, L.K / L.group, b.bias(L, ROWS) + r, ROWS);
+  }
+}
+
+template <int BITS, int M, int PASSES> struct Coded {
+  static int64_t record(const Linear& L) { return L.codes(M, PASSES).record(); }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
+    quantize_row<BITS, M, PASSES>(L.codes(M, PASSES), x, L.K, acts + t / M * M * record(L), (int)(t % M));
+  }
+};
+template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, PASSES> {
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += M * LANES)
+      rows_tile<BITS, A, M, PASSES>({b->w, b->stride, L.K, b->scale(L), b->bias(L, LANES), L.group}, L.codes(M, PASSES), acts, y);
+  }
+  static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
+};
+template <int BITS, int PASSES> struct PanelPath : Coded<BITS, PANEL_MR, PASSES> {
+  static void expand(const Linear& L, const Block& b) {
+    expand_scales<64>(L, b);
+    expand_codes<BITS>(b.w, b.stride, L.K, b.codes(L, 64));
+  }
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += PANEL_MR * 64)
+      panel_tile<BITS, PASSES>(b->codes(L, 64), b->scale(L), b->bias(L, 64), L.group, L.K, L.codes(PANEL_MR, PASSES), acts, y);
+  }
+  static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile};
+};
+
+struct Floats {
+  static int64_t record(const Linear& L) { return L.Kp * 4; }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) { memcpy(acts + t * record(L), x, L.K * 4); }
+};
+template <int M> struct DensePath : Floats {
+  static void expand(const Linear&, const Block&) {}
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += M * LANES) dense_rows<M>(b->dtype, b->w, b->stride, L.K, (const float*)acts, L.Kp, y);
+  }
+  static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile};
+};
+struct FloatPath : Floats {
+  static void expand(const Linear& L, const Block& b) {
+    for (int r = 0; r < 64; r += LANES) columns_f32(b.dtype, b.w + r * b.stride, b.stride, L.K, (float*)b.panel + r, 64);
+  }
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += FLOAT_MR * 64) float_tile((float*)b->panel, 64, L.K, (const float*)acts, L.Kp, y, false);
+  }
+  static constexpr Path path = {64, FLOAT_MR, 1, false, record, encode, expand, tile};
+};
+
+#if defined(__AMX_BF16__)
+template <int BITS> struct AmxPath {
+  static constexpr int DEPTH = 576;  // inputs at a time: 36 KB of activations stay in the first-level cache for all blocks
+  static int64_t record(const Linear& L) { return L.Kp * (BITS ? 2 : 4); }
+  static uint32_t* panel(const Linear& L, const Block& b) { return BITS ? b.codes(L, AMX_ROWS) : (uint32_t*)b.panel; }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
+    amx_row<!BITS>(x, L.K, L.Kp * 64, acts + t / 32 * 32 * record(L), t);
+  }
+  static void expand(const Linear& L, const Block& b) {
+    if (!BITS) return amx_expand_bf16(b.w, b.stride, L.K, panel(L, b));
+    expand_scales<AMX_ROWS>(L, b);
+    amx_expand<BITS ? BITS : 4>(b.w, b.stride, L.K, L.group, b.scale(L), b.bias(L, AMX_ROWS), panel(L, b));
+  }
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t tokens, float* y) {
+    for (int64_t k = 0; k < L.K; k += DEPTH)
+      for (int i = 0; i < blocks; i++)
+        amx_tile<!BITS>(panel(L, b[i]) + k * 16, least(L.K - k, DEPTH), acts + k * 64, tokens <= 16, L.Kp * 64, y + i * AMX_TOKENS * AMX_ROWS, k);
+  }
+  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, false, record, encode, expand, tile};
+};
+#endif
+
+// The table: which path for so many tokens.
+#if defined(__AVX512F__)
+constexpr int WIDE = 8;
+#else
+constexpr int WIDE = 4;
+#endif
+template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise) {
+  if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 1>::path;
+  return T == 1 ? RowsPath<BITS, A, 1, 2>::path : T == 2 ? RowsPath<BITS, A, 2, 2>::path : RowsPath<BITS, A, 4, 2>::path;
+}
+template <int BITS> static const Path& coded_path(const Linear& L) {
+  const bool precise = L.precise || L.T <= 4;
+  if (L.T <= (precise ? 8 : 16)) {
+    return L.group == 16 ? rows_path<BITS, 16>(L.T, precise) : L.group == 32 ? rows_path<BITS, 32>(L.T, precise) : rows_path<BITS, 64>(L.T, precise);
+  }
+#if defined(__AMX_BF16__)
+  if (!precise) return AmxPath<BITS>::path;
+#endif
+  return precise ? PanelPath<BITS, 2>::path : PanelPath<BITS, 1>::path;
+}
+static const Path& choose(const Linear& L) {
+  if (L.bits) return L.bits == 4 ? coded_path<4>(L) : coded_path<8>(L);
+  if (L.T <= 4) return L.T == 1 ? DensePath<1>::path : L.T == 2 ? DensePath<2>::path : DensePath<4>::path;
+#if defined(__AMX_BF16__)
+  if (L.w[0].w->dtype == LZ_BF16) return AmxPath<0>::path;
+#endif
+  return FloatPath::path;
+}
+
+// x of one token, normalized into `to` if the step asks for it
+static const float* normalized(const Linear& L, int64_t t, float* to) {
+  const float* x = L.x->as<float>() + t * L.x->strides[0];
+  if (!L.norm) return x;
+  f32x squares{};
+  over(L.K, LZ_LAMBDA2(k, n) {
+    const f32x v = get(x + k, n);
+    squares = fma(v, v, squares);
+  });
+  const f32x r = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)L.K + L.eps));
+  const int dtype = L.norm_w->dtype, size = size_of(dtype);
+  over(L.K, LZ_LAMBDA2(k, n) { put(to + k, get(x + k, n) * r * get_as(dtype, L.norm_w->data + k * size, n), n); });
+  return to;
+}
+
+LZ_INLINE f32x gate(int epilogue, f32x v) { return epilogue == 2 ? v * sigmoid(v) : epilogue == 3 ? gelu(v) : gelu_tanh(v); }
+
+// y[tokens][rows] of weight j (and y1 of the next, if gated) -> out, columns n .. n + columns
+static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n, int64_t columns, int rows, const float* y, const float* y1) {
+  const View *out = L.out + j, *bias = L.w[j].bias, *bias1 = L.gated() ? L.w[j + 1].bias : 0;
+  const auto at = [&](const View* v, int64_t i) { return v->as<float>() + (t + i) * v->strides[0] + n; };
+  for (int64_t i = 0; i < tokens; i++, y += rows, y1 += rows) {
+    float* to = at(out, i);
+    const float* residual = L.residual ? at(L.residual, i) : 0;
+    over(columns, LZ_LAMBDA2(c, m) {
+      f32x v = loadf(y + c);
+      if (bias) v += get_as(bias->dtype, bias->data + (n + c) * size_of(bias->dtype), m);
+      if (L.gated()) {
+        f32x w = loadf(y1 + c);
+        if (bias1) w += get_as(bias1->dtype, bias1->data + (n + c) * size_of(bias1->dtype), m);
+        v = gate(L.epilogue, v) * w;
+      }
+      if (residual) v += get(residual + c, m);
+      put(to + c, v, m);
+    });
+  }
+}
+
+// Rows n .. n + rows of weight j; past the last row, a copy padded with zeros, so that no kernel has a tail of rows.
+static Block block_of(const Linear& L, const Weight& w, int64_t n, int rows, char* panel, char* tail) {
+  Block b = {};
+  b.stride = w.w->strides[0] * (L.bits ? 4 : size_of(w.w->dtype));
+  b.w = w.w->data + n * b.stride;
+  b.dtype = L.bits ? w.scales->dtype : w.w->dtype;
+  b.panel = panel;
+  if (L.bits) {
+    b.stride_s = w.scales->strides[0] * size_of(b.dtype);
+    b.scales = w.scales->data + n * b.stride_s;
+    b.biases = w.biases->data + n * b.stride_s;
+  }
+  if (n + rows <= w.N) return b;
+  const auto padded = [&](const char*& from, int64_t stride) {
+    memset(tail + (w.N - n) * stride, 0, (rows - (w.N - n)) * stride);
+    memcpy(tail, from, (w.N - n) * stride);
+    from = tail;
+    tail += round_up(rows * stride, 64);
+  };
+  padded(b.w, b.stride);
+  if (L.bits) padded(b.scales, b.stride_s), padded(b.biases, b.stride_s);
+  return b;
+}
+
+static void run(const Step& step, Team& team) {
+  const Linear L(step);
+  if (!L.T) return;
+  const Path& path = choose(L);
+  const int64_t record = path.record(L);
+  const bool alone = L.T <= 4;  // every thread prepares all tokens for itself: cheaper than a barrier
+  char* acts = alone ? team.local : team.shared;
+  char* panels = team.local + L.acts_bytes(4);
+  char* tails = panels + MOST_BLOCKS * L.panel_bytes();
+  int64_t first = 0, last = L.T;
+  if (!alone) team.part(L.T, 1, &first, &last);
+  for (int64_t t = first; t < last; t++) path.encode(L, normalized(L, t, (float*)panels), acts, t);
+  if (!alone) team.barrier();
+
+#if defined(__AMX_BF16__)
+  const bool amx = path.tokens == AMX_TOKENS;
+  if (amx) amx_begin();
+#endif
+  alignas(64) float y[MOST_BLOCKS * 1024];
+  const int weights = L.gated() ? 2 : 1;
+  const auto blocks_of = [&](int j) { return (L.w[j].N + path.rows - 1) / path.rows; };
+  const auto items = [&](int64_t begin, int64_t end) {  // few enough blocks for one tile
+    Block b[MOST_BLOCKS];
+    int j[MOST_BLOCKS], count = 0;
+    int64_t n[MOST_BLOCKS];
+    for (int64_t i = begin; i < end; i++) {
+      int64_t row = i;
+      int weight = 0;
+      while (row >= blocks_of(weight)) row -= blocks_of(weight++);
+      for (int e = 0; e < weights; e++, count++) {
+        j[count] = weight + e, n[count] = row * path.rows;
+        b[count] = block_of(L, L.w[weight + e], n[count], path.rows, panels + count * L.panel_bytes(), tails + count * L.tail_bytes());
+        path.expand(L, b[count]);
+      }
+    }
+    for (int64_t t = 0; t < L.T; t += path.tokens) {
+      const int64_t tokens = least(L.T - t, path.tokens), size = path.tokens * path.rows;
+      path.tile(L, b, count, acts + t * record, tokens, y);
+      for (int i = 0; i < count; i += weights)
+        finish(L, j[i], t, tokens, n[i], least(L.w[j[i]].N - n[i], path.rows), path.rows, y + i * size, y + (i + 1) * size);
+    }
+  };
+  int64_t total = 0, begin = 0, end;
+  for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(j);
+  if (path.still) {
+    team.part(total, 1, &begin, &end);
+    for (; begin < end; begin++) items(begin, begin + 1);
+  } else {
+    const int64_t most = path.blocks > weights ? path.blocks / weights : 1, rounds = (total + most * team.size - 1) / (most * team.size);
+    const int64_t some = (total + rounds * team.size - 1) / (rounds * team.size);  // equal shares of at most `most`
+    while ((begin = team.take(some)) < total) items(begin, least(begin + some, total));
+  }
+#if defined(__AMX_BF16__)
+  if (amx) _tile_release();
+#endif
+}
+
+static size_t shared(const Step& step, int) {
+  const Linear L(step);
+  return L.T <= 4 ? 0 : L.acts_bytes(L.T);
+}
+static size_t local(const Step& step, int) {
+  const Linear L(step);
+  return L.acts_bytes(4) + MOST_BLOCKS * (L.panel_bytes() + L.tail_bytes());
+}
+
+static bool is_float(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
+static const char* check(const Step& s) {
+  if (s.n_int != 7 || s.n_float < 1) return "wants 7 integers and eps";
+  const int64_t n = s.ints[0], bits = s.ints[1], group = s.ints[2], epilogue = s.ints[4];
+  if (n < 1 || n > 8) return "wants 1 to 8 weights";
+  if (bits != 0 && bits != 4 && bits != 8) return "bits must be 0 (dense), 4 or 8";
+  if (bits && group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
+  if (epilogue < 0 || epilogue > 4 || (epilogue == 1 && n != 1) || (epilogue > 1 && n != 2)) return "epilogue 1 wants one weight, 2 to 4 want two";
+  if (s.n_in != 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1) || s.n_out != (epilogue > 1 ? 1 : n))
+    return "wants other numbers of inputs and outputs for these parameters";
+  const Linear L(s);
+  if (L.x->dtype != LZ_F32 || (L.T && L.K > 1 && L.x->strides[1] != 1)) return "x must be float32, contiguous in its last axis";
+  if (bits && L.K % group) return "the inner size must be a multiple of the group";
+  for (int j = 0; j < n; j++) {
+    const Weight& w = L.w[j];
+    if (bits ? w.w->dtype != LZ_U32 || !is_float(w.scales->dtype) || w.scales->dtype != w.biases->dtype : !is_float(w.w->dtype))
+      return "weights must be float32, float16 or bfloat16, or uint32 codes with such scales and biases";
+    if (w.w->shape[1] != (bits ? L.K * bits / 32 : L.K)) return "the weight's inner size differs from x's";
+    if (bits && (w.scales->strides[0] != w.biases->strides[0] || w.scales->shape[1] != L.K / group)) return "scales and biases must have one column a group";
+    if (w.N != L.out[L.gated() ? 0 : j].shape[1]) return "the output's last size differs from the weight's first";
+  }
+  return 0;
+}
+
+extern const Kernel linear;
+const Kernel linear = {"linear", run, shared, local, check};
+
+LZ_NAMESPACE_END

@@ -1,0 +1,221 @@
+// Unsigned codes times int8 activations, sixteen rows of weights in the lanes:
+//   y = sum over groups g of  scale_g d_g (sum q a) + bias_g d_g (sum a),      x ~ d_g a in group g
+// The second sum runs over the quantized a as well: exact sums of x would triple the error, since q is not centred.
+// An activation is one int8 of a group's largest magnitude / 127, or ("two passes") 128 h + l of / 16256: 15 bits.
+#pragma once
+#include "columns.h"
+
+LZ_NAMESPACE_BEGIN
+
+typedef int32_t may_alias_i32 __attribute__((may_alias, aligned(1)));
+
+// The activations of M tokens, side by side so that a tile reads them through one pointer: int8 h[K / 4][M][4], the same
+// of l if there are two passes, then f32 d[groups][M], and d times the sum of the group's codes, [groups][M].
+struct Codes {
+  int64_t K;             // rounded up to 64
+  int A, M, passes;      // A: inputs that share a d: the weights' group, at most 64
+  int64_t groups() const { return K / A; }
+  int64_t record() const { return K * passes + 8 * groups(); }  // bytes a token
+  float* d(char* block) const { return (float*)(block + M * K * passes); }
+  const float* d(const char* block) const { return (const float*)(block + M * K * passes); }
+};
+
+// 4-bit codes come out of a dword as even and odd ones, and activations are stored in that order.
+template <int BITS> LZ_INLINE u8x code_order(u8x a) {
+  if (BITS == 8) return a;
+  return __builtin_shuffle(a, (u8x){0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
+}
+template <int BITS> LZ_INLINE void unpack(const i32x z[4], i32x q[]) {
+  for (int j = 0; j < 4; j++) {
+    if (BITS == 8) {
+      q[j] = z[j];
+    } else {
+      q[2 * j] = z[j] & 0x0f0f0f0f;
+      q[2 * j + 1] = (z[j] >> 4) & 0x0f0f0f0f;
+    }
+  }
+}
+
+// x[0..K) -> token m of a block. K is a multiple of A, and A of 16.
+template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, const float* x, int64_t K, char* block, int m) {
+  const float top = PASSES == 2 ? 16256.0f : 127.0f;
+  float *d = c.d(block) + m, *d_sum = d + c.groups() * M;
+  const auto put_codes = [&](int64_t k, int pass, i32x n) __attribute__((always_inline)) {
+    const u8x codes = code_order<BITS>(__builtin_convertvector((u32x)n, u8x));
+    char* to = block + (pass * c.K + k) * M + 4 * m;
+    uint32_t quads[4];
+    memcpy(quads, &codes, 16);
+    for (int j = 0; j < 4; j++) memcpy(to + 4 * M * j, quads + j, 4);
+  };
+  for (int64_t k = 0; k < c.K; k += c.A) {
+    const bool real = k < K;
+    f32x most{};
+    for (int i = 0; real && i < c.A; i += LANES) {
+      const f32x v = loadf(x + k + i), size = maxf(v, -v);
+      most = select(size <= most, most, size);  // a NaN stays
+    }
+    const float largest = max_of(most), inverse = largest > 0 ? top / largest : 0;
+    i32x total{};
+    for (int i = 0; i < c.A; i += LANES) {
+      const i32x t = real ? __builtin_convertvector(round_even(loadf(x + k + i) * inverse), i32x) : i32x{};
+      const i32x high = PASSES == 2 ? (t + 64) >> 7 : t;
+      total += t;
+      put_codes(k + i, 0, high);
+      if (PASSES == 2) put_codes(k + i, 1, t - (high << 7));
+    }
+    d[k / c.A * M] = largest / top;
+    d_sum[k / c.A * M] = largest / top * sum(__builtin_convertvector(total, f32x));  // whole numbers below 2^24: exact
+  }
+}
+
+// acc + sum of N quads: bytes of lane r of q[j] times the four activations at a + 4 M j. DOT_QUADS: how many it likes at a time
+#if defined(__AVX512VNNI__)
+constexpr int DOT_QUADS = 1;
+template <int BITS, int N, int M> LZ_INLINE i32x dot(i32x acc, const i32x q[], const char* a) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(*q), "m"(*(const may_alias_i32*)a));  // GCC 12 spills the intrinsic's
+  return acc;
+}
+#elif defined(__AVX2__)
+constexpr int DOT_QUADS = 8;
+template <int BITS, int N, int M> LZ_INLINE i32x dot(i32x acc, const i32x q[], const char* a) {
+  for (int half = 0; half < 2; half++) {
+    __m256i sum = _mm256_setzero_si256(), total;
+    for (int j = 0; j < N; j++) {
+      const __m256i u = _mm256_loadu_si256((const __m256i*)&q[j] + half), v = _mm256_set1_epi32(((const may_alias_i32*)a)[j * M]);
+      if (BITS == 4) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, v));
+      } else {
+        const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
+        sum = _mm256_add_epi32(sum, _mm256_add_epi32(even, _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(v, 8))));
+      }
+    }
+    if (BITS == 4) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    total = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i*)&acc + half));
+    _mm256_storeu_si256((__m256i*)&acc + half, total);
+  }
+  return acc;
+}
+#else
+constexpr int DOT_QUADS = 8;
+template <int BITS, int N, int M> static __attribute__((noinline)) i32x dot(i32x acc, const i32x q[], const char* at) {
+  const uint8_t* u = (const uint8_t*)q;
+  const int8_t* a = (const int8_t*)at;
+  int32_t total[LANES] = {};
+  for (int j = 0; j < N; j++, a += 4 * M)
+    for (int r = 0; r < LANES; r++, u += 4) total[r] += u[0] * a[0] + u[1] * a[1] + u[2] * a[2] + u[3] * a[3];
+  return acc + load<i32x>(total);
+}
+#endif
+
+// Decode: M tokens x 16 rows straight from the mapped bytes, `stride` bytes a row. Each chunk of 16 x 16 bytes is
+// turned and unpacked once, in registers, for all tokens and passes. scale, bias: f32 [groups of the weights][16].
+// Bytes moved: every code once, and the activations from the first-level cache.
+struct Rows {
+  const char* codes;
+  int64_t stride, K;
+  const float *scale, *bias;
+  int group;
+};
+template <int BITS, int A, int M, int PASSES>
+static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y) {
+  constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1, QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
+  const int64_t block = LANES * w.stride, ahead = block > 8192 ? block : 8192;
+  const int share = w.group / A == 2;  // two activation groups to a scale
+  f32x sum[M] = {};
+  const float* d = c.d(acts);
+  const int64_t low = c.K * M, sums = c.groups() * M;  // from h to l, from d to d times the sum
+  const char *p = w.codes, *next = w.codes + ahead;
+  for (int64_t k = 0; k < w.K; k += CHUNK * TURNS) {
+    i32x part[SPLIT][M][PASSES] = {};
+    unrolled<TURNS>(LZ_LAMBDA(turn) {
+      i32x z[4], q[CHUNK / 4];
+      for (int line = 0; line < 4; line++) __builtin_prefetch(next + 64 * line);
+      if (CHUNK <= A || k + CHUNK <= w.K) columns<true>(p, w.stride, 16, z);
+      else columns<false>(p, w.stride, 8, z);
+      p += 16, next += 256;
+      unpack<BITS>(z, q);
+      unrolled<QUADS / DOT>(LZ_LAMBDA(j) {
+        unrolled<M>(LZ_LAMBDA(m) {
+          unrolled<PASSES>(LZ_LAMBDA(pass) {
+            unrolled<SPLIT>(LZ_LAMBDA(s) {
+              const char* a = acts + pass * low + M * (k + turn * CHUNK + s * A) + 4 * (M * j * DOT + m);
+              part[s][m][pass] = dot<BITS, DOT, M>(part[s][m][pass], q + s * QUADS + j * DOT, a);
+            });
+          });
+        });
+      });
+    });
+    unrolled<SPLIT>(LZ_LAMBDA(s) {
+      const int64_t g = (k / A + s) >> share;
+      const f32x scale = loadf(w.scale + g * LANES), bias = loadf(w.bias + g * LANES);
+      unrolled<M>(LZ_LAMBDA(m) {
+        const i32x n = PASSES == 2 ? (part[s][m][0] << 7) + part[s][m][PASSES - 1] : part[s][m][0];
+        sum[m] = fma(__builtin_convertvector(n, f32x) * each(d[s * M + m]), scale, sum[m]);
+        sum[m] = fma(bias, each(d[sums + s * M + m]), sum[m]);
+      });
+    });
+    d += SPLIT * M;
+  }
+  unrolled<M>(LZ_LAMBDA(m) { store(y + m * LANES, sum[m]); });
+}
+
+// Prefill: 64 rows are expanded once to u8 panel[K / 4][64][4] in the second-level cache, then meet all tokens,
+// MR x NV vectors in registers at a time.
+template <int BITS> static void expand_codes(const char* codes, int64_t stride, int64_t K, uint32_t* panel) {
+  constexpr int CHUNK = 128 / BITS;
+  for (int r = 0; r < 64; r += LANES)
+    for (int64_t k = 0; k < K; k += CHUNK) {
+      i32x z[4], q[CHUNK / 4];
+      if (k + CHUNK <= K) columns<true>(codes + r * stride + k * BITS / 8, stride, 16, z);
+      else columns<false>(codes + r * stride + k * BITS / 8, stride, 8, z);
+      unpack<BITS>(z, q);
+      for (int j = 0; j < CHUNK / 4; j++) store(panel + (k / 4 + j) * 64 + r, q[j]);
+    }
+}
+#if defined(__AVX512VNNI__)
+constexpr int PANEL_MR = 6, PANEL_NV = 4;
+#else
+constexpr int PANEL_MR = 6, PANEL_NV = 1;
+#endif
+template <int BITS, int PASSES>
+static void panel_tile(const uint32_t* panel, const float* scale, const float* bias, int group, int64_t K, const Codes& c,
+                       const char* acts, float* y) {
+  constexpr int MR = PANEL_MR, NV = PANEL_NV;
+  const int share = group / c.A == 2;
+  const int64_t groups = K / c.A, quads = c.A / 4, sums = c.groups() * MR;
+  const float* d = c.d(acts);
+  memset(y, 0, MR * 64 * sizeof(float));
+  for (int64_t g = 0; g < groups; g++, d += MR) {
+    for (int n = 0; n < 64; n += NV * LANES) {
+      i32x total[MR][NV] = {};
+      unrolled<PASSES>(LZ_LAMBDA(pass) {
+        if (pass) unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { total[m][v] <<= 7; }); });
+        const char* a = acts + (pass * c.K + g * c.A) * MR;
+        const uint32_t* w = panel + g * quads * 64 + n;
+        for (int64_t j = 0; j < quads; j++, w += 64, a += 4 * MR) {
+          i32x q[NV];
+          unrolled<NV>(LZ_LAMBDA(v) { q[v] = load<i32x>(w + v * LANES); });
+          unrolled<MR>(LZ_LAMBDA(m) {
+#if defined(__AVX512VNNI__)
+            const i32x four = (i32x)_mm512_set1_epi32(((const may_alias_i32*)a)[m]);
+            unrolled<NV>(LZ_LAMBDA(v) { asm("vpdpbusd %2, %1, %0" : "+v"(total[m][v]) : "v"(q[v]), "v"(four)); });
+#else
+            unrolled<NV>(LZ_LAMBDA(v) { total[m][v] = dot<BITS, 1, MR>(total[m][v], q + v, a + 4 * m); });
+#endif
+          });
+        }
+      });
+      unrolled<NV>(LZ_LAMBDA(v) {
+        const int64_t at = (g >> share) * 64 + n + v * LANES;
+        const f32x s = loadf(scale + at), b = loadf(bias + at);
+        unrolled<MR>(LZ_LAMBDA(m) {
+          float* to = y + m * 64 + n + v * LANES;
+          store(to, fma(b, each(d[sums + m]), fma(__builtin_convertvector(total[m][v], f32x) * each(d[m]), s, loadf(to))));
+        });
+      });
+    }
+    asm volatile("" ::: "memory");  // or GCC keeps y in registers that are not there
+  }
+}
+
+LZ_NAMESPACE_END

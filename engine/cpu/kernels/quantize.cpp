@@ -1,0 +1,105 @@
+// quantize: x (N, K) f32|f16|bf16 -> codes u32 (N, K bits / 32), scales and biases (N, K / group) of x's dtype or f32.
+// dequantize: the way back, o (N, K) f32|f16|bf16 = scale q + bias.     Both: ints [bits, group], floats [].
+//
+// The arithmetic is MLX's affine quantizer, all of it in f32, bit for bit: the edge of larger magnitude and 0 are exact.
+//   s = max((max - min) / (2^bits - 1), 1e-7), negative if |min| <= |max|;  edge = the end of larger magnitude
+//   q0 = rint(edge / s);  if q0: s = edge / q0, b = edge, else b = 0;  q = clip(rint((x - b) / s), 0, 2^bits - 1)
+// Codes lie along K, low bits first. Groups are split evenly over the threads; each byte is read and written once.
+#include "columns.h"
+
+LZ_NAMESPACE_BEGIN
+
+namespace {
+
+void put_float(const View& v, int64_t row, int64_t column, float x) {
+  char* p = v.data + (row * v.strides[0] + column) * size_of(v.dtype);
+  const uint16_t half = v.dtype == LZ_F16 ? f32_to_f16(x) : f32_to_bf16(x);
+  if (v.dtype == LZ_F32) memcpy(p, &x, 4);
+  else memcpy(p, &half, 2);
+}
+float get_float(const View& v, int64_t row, int64_t column) {
+  const char* p = v.data + (row * v.strides[0] + column) * size_of(v.dtype);
+  return get_as(v.dtype, p, 1)[0];
+}
+
+// 16 codes <-> 2 bits bytes
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef uint8_t u8x8 __attribute__((vector_size(8)));
+void pack(int bits, i32x q, char* to) {
+  const u8x bytes = __builtin_convertvector((u32x)q, u8x);
+  const u16x8 pairs = (u16x8)bytes;
+  const u8x8 nibbles = __builtin_convertvector(pairs | pairs >> 4, u8x8);
+  if (bits == 8) memcpy(to, &bytes, 16);
+  else memcpy(to, &nibbles, 8);
+}
+i32x unpack(int bits, const char* from) {
+  if (bits == 8) return __builtin_convertvector(load<u8x>(from), i32x);
+  const u16x8 bytes = __builtin_convertvector(load<u8x8>(from), u16x8);
+  return __builtin_convertvector((u8x)((bytes | bytes << 4) & 0x0f0f), i32x);
+}
+
+void quantize_group(const View& x, const Step& s, int64_t row, int64_t g, int bits, int group) {
+  const int size = size_of(x.dtype);
+  const char* from = x.data + (row * x.strides[0] + g * group) * size;
+  const float most = (float)((1 << bits) - 1);
+  f32x v[8], low = get_as(x.dtype, from, LANES), high = low;
+  for (int i = 0; i < group / LANES; i++) {
+    v[i] = get_as(x.dtype, from + i * LANES * size, LANES);
+    low = minf(low, v[i]), high = maxf(high, v[i]);
+  }
+  const float least = -max_of(-low), largest = max_of(high);
+  const bool side = __builtin_fabsf(least) > __builtin_fabsf(largest);
+  const float range = (largest - least) / most, size0 = range > 1e-7f ? range : 1e-7f, edge = side ? least : largest;
+  float scale = side ? size0 : -size0, bias = 0;
+  const float q0 = __builtin_rintf(edge / scale);
+  if (q0 != 0) scale = edge / q0, bias = edge;
+  char* to = s.out[0].data + row * s.out[0].strides[0] * 4 + g * group * bits / 8;
+  for (int i = 0; i < group / LANES; i++) {
+    const f32x q = minf(maxf(round_even((v[i] - bias) / scale), splat(0)), splat(most));
+    pack(bits, __builtin_convertvector(q, i32x), to + i * 2 * bits);
+  }
+  put_float(s.out[1], row, g, scale);
+  put_float(s.out[2], row, g, bias);
+}
+
+void dequantize_group(const View& o, const Step& s, int64_t row, int64_t g, int bits, int group) {
+  const char* from = s.in[0].data + row * s.in[0].strides[0] * 4 + g * group * bits / 8;
+  char* to = o.data + (row * o.strides[0] + g * group) * size_of(o.dtype);
+  const f32x scale = splat(get_float(s.in[1], row, g)), bias = splat(get_float(s.in[2], row, g));
+  for (int i = 0; i < group; i += LANES, to += LANES * size_of(o.dtype)) {
+    const f32x v = fma(__builtin_convertvector(unpack(bits, from + i * bits / 8), f32x), scale, bias);
+    if (o.dtype == LZ_F32) store((float*)to, v);
+    else if (o.dtype == LZ_F16) store_f16((uint16_t*)to, v);
+    else store_bf16((uint16_t*)to, v);
+  }
+}
+
+template <bool BACK> void run(const Step& s, Team& team) {
+  const View& x = BACK ? s.out[0] : s.in[0];
+  const int64_t groups = x.shape[1] / s.ints[1];
+  int64_t begin, end;
+  team.part(x.shape[0] * groups, 64, &begin, &end);
+  for (int64_t i = begin; i < end; i++)
+    (BACK ? dequantize_group : quantize_group)(x, s, i / groups, i % groups, (int)s.ints[0], (int)s.ints[1]);
+}
+
+template <bool BACK> const char* check(const Step& s) {
+  if (s.n_int != 2 || s.n_in != (BACK ? 3 : 1) || s.n_out != (BACK ? 1 : 3)) return "wants codes, scales and biases on one side, a matrix on the other, and 2 integers";
+  const View &x = BACK ? s.out[0] : s.in[0], *packed = BACK ? s.in : s.out;
+  const int64_t bits = s.ints[0], group = s.ints[1];
+  if (bits != 4 && bits != 8) return "bits must be 4 or 8";
+  if (group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
+  if (x.ndim != 2 || x.shape[1] % group) return "the last size must be a multiple of the group";
+  const View* floats[] = {&x, packed + 1, packed + 2};
+  for (const View* v : floats)
+    if (v->dtype != LZ_F32 && v->dtype != LZ_F16 && v->dtype != LZ_BF16) return "wants float32, float16 or bfloat16 values, scales and biases";
+  if (packed->dtype != LZ_U32 || packed->shape[1] != x.shape[1] * bits / 32) return "codes must be uint32, 32 / bits of them in a word";
+  return packed[1].shape[1] == x.shape[1] / group && packed[2].shape[1] == x.shape[1] / group ? 0 : "scales and biases must have one column a group";
+}
+
+}  // namespace
+
+extern const Kernel quantize, dequantize;
+const Kernel quantize = {"quantize", run<false>, 0, 0, check<false>}, dequantize = {"dequantize", run<true>, 0, 0, check<true>};
+
+LZ_NAMESPACE_END

@@ -1,0 +1,248 @@
+// reduce: o[0]: the kept axes; i[0]: a view of the kept axes, then n_red reduced ones, any strides. ints = [op, n_red]; op:
+// 0 sum 1 prod 2 max 3 min 4 any 5 all 6 argmax 7 argmin (first index wins, NaN before all; n_red = 1; out uint32).
+// Bytes moved: the input once. float16/bfloat16/float32 are folded as floats over at most 512 items and these
+// parts as doubles (an error below that of pairwise summation), integers as 64-bit integers.
+//
+// Two loops: along the reduced axes, for one result at a time, and where neighbours in memory belong to different results
+// (a sum over the rows of a matrix), for 1024 results at once. When results are few, the reduced range is cut into chunks, whose
+// parts meet in the shared workspace. Chunks depend on shapes only, so a result does not depend on the number of threads.
+#include "../functions.h"
+#include "../rows.h"
+
+LZ_NAMESPACE_BEGIN
+
+constexpr int64_t RUN = 512, WIDTH = 1024, CHUNK = 65536;  // items folded at once, results side by side, items of a chunk
+
+template <class T> struct Limits { static constexpr T low = T(1) << 63, high = ~low; };
+template <> struct Limits<uint64_t> { static constexpr uint64_t low = 0, high = ~low; };
+template <> struct Limits<float> { static constexpr float high = __builtin_inff(), low = -high; };
+template <> struct Limits<double> { static constexpr double high = __builtin_inf(), low = -high; };
+
+#define LZ_FOLD(name, identity, value)                               \
+  struct name {                                                      \
+    template <class T> static constexpr T start() { return identity; } \
+    template <class V> LZ_INLINE V of(V a, V b) { return V(value); } \
+  };
+LZ_FOLD(Sum, T(0), a + b)
+LZ_FOLD(Prod, T(1), a * b)
+LZ_FOLD(Max, Limits<T>::low, maximum(a, b))
+LZ_FOLD(Min, Limits<T>::high, minimum(a, b))
+LZ_FOLD(Any, T(0), one_if((a != V{}) | (b != V{})))
+LZ_FOLD(All, T(1), one_if((a != V{}) & (b != V{})))
+
+template <class T> struct Wide { typedef T type; };   // what parts are put together in
+template <> struct Wide<float> { typedef double type; };
+
+template <class Op, class T> LZ_INLINE T fold(const T* x, int64_t n) {
+  T total = Op::template start<T>();
+  int64_t k = 0;
+  if constexpr (Same<T, float>::value) {
+    f32x part[4] = {splat(total), splat(total), splat(total), splat(total)};
+    for (; k + 4 * LANES <= n; k += 4 * LANES)
+      for (int j = 0; j < 4; j++) part[j] = Op::of(part[j], loadf(x + k + j * LANES));
+    const f32x all = Op::of(Op::of(part[0], part[1]), Op::of(part[2], part[3]));
+    for (int j = 0; k && j < LANES; j++) total = Op::of(total, all[j]);
+  }
+  for (; k < n; k++) total = Op::of(total, x[k]);
+  return total;
+}
+
+struct Shape {                     // a step, its axes merged
+  Axes kept, reduced;
+  int64_t kept_strides[2][LZ_MAX_DIMS], reduced_strides[1][LZ_MAX_DIMS];  // kept: of the output, of the input
+  bool side_by_side;
+  int64_t tile, tiles, chunk, chunks;  // results per work item and reduced items per work item
+};
+static Shape shape_of(const Step& s) {
+  Shape h;
+  View views[2] = {s.out[0], s.in[0]}, reduced = s.in[0];
+  const int kept = views[0].ndim;
+  views[1].ndim = kept;
+  reduced.ndim -= kept;
+  for (int i = 0; i < reduced.ndim; i++) reduced.shape[i] = reduced.shape[kept + i], reduced.strides[i] = reduced.strides[kept + i];
+  h.kept = merge_axes(views, 2, h.kept_strides);
+  h.reduced = merge_axes(&reduced, 1, h.reduced_strides);
+  const int64_t beside = h.kept_strides[1][h.kept.n - 1], along = h.reduced_strides[0][h.reduced.n - 1];
+  h.side_by_side = s.ints[0] < 6 && h.kept.shape[h.kept.n - 1] >= LANES && beside == 1 && along != 1;
+  h.tile = h.side_by_side ? WIDTH : 1;
+  h.tiles = (h.kept.size + h.tile - 1) / h.tile;
+  const int64_t wanted = h.tiles < 32 ? h.reduced.size * (h.side_by_side ? h.kept.size / h.tiles : 1) / CHUNK : 1;
+  h.chunks = wanted < 1 ? 1 : wanted;
+  h.chunk = (h.reduced.size + h.chunks - 1) / h.chunks;
+  return h;
+}
+
+// Calls f(items, n) for parts of at most `most` of the reduced items [begin, end) of the result at `base`.
+template <class T, class F> LZ_INLINE void for_parts(const View& x, const Shape& h, const char* base, int64_t begin, int64_t end, T* buffer, F f) {
+  const int64_t item = ITEM_SIZE[x.dtype], stride = h.reduced_strides[0][h.reduced.n - 1];
+  const bool direct = stride == 1 && Same<T, float>::value && x.dtype == LZ_F32;
+  const Load<T> load = loader<T>(x.dtype);
+  int64_t index[LZ_MAX_DIMS], filled = 0;
+  seek(h.reduced, begin, index);
+  for_runs(h.reduced, h.reduced_strides[0], index, end - begin, [&](int64_t offset, int64_t length) {
+    for (int64_t k = 0; k < length;) {
+      const int64_t n = length - k < RUN - filled ? length - k : RUN - filled;
+      const char* from = base + (offset + k * stride) * item;
+      k += n;
+      if (direct && !filled && n >= 4 * LANES) {
+        f(reinterpret_cast<const T*>(from), n);
+        continue;
+      }
+      load(buffer + filled, from, stride, n);   // short runs are gathered until they fill the buffer
+      if ((filled += n) == RUN) f(buffer, RUN), filled = 0;
+    }
+  });
+  if (filled) f(buffer, filled);
+}
+
+LZ_INLINE int64_t offset_of(const Axes& axes, const int64_t* strides, const int64_t* index) {
+  int64_t offset = 0;
+  for (int i = 0; i < axes.n; i++) offset += index[i] * strides[i];
+  return offset;
+}
+
+// results[0..n) = the reduced items [begin, end) of the results `first`.. folded, all n at once
+template <class Op, class T, class W> LZ_INLINE void fold_beside(const View& x, const Shape& h, int64_t first, int64_t n, int64_t begin, int64_t end, T* buffer, W* results) {
+  T *row = buffer, *part = buffer + WIDTH;
+  const int64_t item = ITEM_SIZE[x.dtype], last = h.kept.n - 1;
+  const Load<T> load = loader<T>(x.dtype);
+  int64_t index[LZ_MAX_DIMS], at[LZ_MAX_DIMS];
+  seek(h.kept, first, index);
+  const bool one_run = index[last] + n <= h.kept.shape[last], direct = one_run && Same<T, float>::value && x.dtype == LZ_F32 && n % LANES == 0;
+  for (int64_t k = 0; k < n; k++) results[k] = Op::template start<W>();
+  for (int64_t r = begin; r < end;) {
+    for (int64_t k = 0; k < n; k++) part[k] = Op::template start<T>();
+    for (const int64_t stop = end - r < RUN / 8 ? end : r + RUN / 8; r < stop; r++) {
+      seek(h.reduced, r, at);
+      const char* from = x.data + offset_of(h.reduced, h.reduced_strides[0], at) * item;
+      const T* items = row;
+      T* to = row;
+      if (direct) items = reinterpret_cast<const T*>(from + offset_of(h.kept, h.kept_strides[1], index) * item);
+      else for_runs(h.kept, h.kept_strides[1], index, n, [&](int64_t offset, int64_t length) {
+        load(to, from + offset * item, h.kept_strides[1][last], length);
+        to += length;
+      });
+      if constexpr (Same<T, float>::value)
+        for (int64_t k = 0; k < n; k += LANES) store(part + k, Op::of(loadf(part + k), loadf(items + k)));
+      else
+        for (int64_t k = 0; k < n; k++) part[k] = Op::of(part[k], items[k]);
+    }
+    for (int64_t k = 0; k < n; k++) results[k] = Op::of(results[k], W(part[k]));
+  }
+}
+
+template <class Op, class T> static void run_as(const Step& s, Team& team) {
+  typedef typename Wide<T>::type W;
+  const View &x = s.in[0], &out = s.out[0];
+  const Shape h = shape_of(s);
+  W *parts = reinterpret_cast<W*>(team.shared), *results = reinterpret_cast<W*>(team.local);
+  T* buffer = reinterpret_cast<T*>(results + WIDTH);
+  const Store<W> store = storer<W>(out.dtype);
+  int64_t begin, end, index[LZ_MAX_DIMS];
+  auto write = [&](int64_t result, W value) {
+    seek(h.kept, result, index);
+    store(out.data + offset_of(h.kept, h.kept_strides[0], index) * ITEM_SIZE[out.dtype], &value, 1, 1);
+  };
+  team.part(h.tiles * h.chunks, 1, &begin, &end);
+  for (int64_t work = begin; work < end; work++) {
+    const int64_t chunk = work % h.chunks, first = work / h.chunks * h.tile;
+    const int64_t n = h.kept.size - first < h.tile ? h.kept.size - first : h.tile;
+    const int64_t from = chunk * h.chunk, to = from + h.chunk < h.reduced.size ? from + h.chunk : h.reduced.size;
+    if (h.side_by_side) {
+      fold_beside<Op>(x, h, first, n, from, to, buffer, results);
+    } else {
+      seek(h.kept, first, index);
+      results[0] = Op::template start<W>();
+      for_parts(x, h, x.data + offset_of(h.kept, h.kept_strides[1], index) * ITEM_SIZE[x.dtype], from, to, buffer,
+                [&](const T* items, int64_t count) { results[0] = Op::of(results[0], W(fold<Op>(items, count))); });
+    }
+    for (int64_t k = 0; k < n; k++) {
+      if (h.chunks == 1) write(first + k, results[k]);
+      else parts[(first + k) * h.chunks + chunk] = results[k];
+    }
+  }
+  if (h.chunks == 1) return;
+  team.barrier();
+  team.part(h.kept.size, 1, &begin, &end);
+  for (int64_t r = begin; r < end; r++) {
+    W total = Op::template start<W>();
+    for (int64_t c = 0; c < h.chunks; c++) total = Op::of(total, parts[r * h.chunks + c]);
+    write(r, total);
+  }
+}
+
+template <class T> struct Best { T value; int64_t index; };
+
+// The first of the largest (smallest) items. A run is searched only when its fold beats the best so far.
+template <class Op, class T> static void run_arg(const Step& s, Team& team) {
+  const View &x = s.in[0], &out = s.out[0];
+  const Shape h = shape_of(s);
+  Best<T>* parts = reinterpret_cast<Best<T>*>(team.shared);
+  T* buffer = reinterpret_cast<T*>(team.local);
+  int64_t begin, end, index[LZ_MAX_DIMS];
+  auto better = [](T a, T b) { return b == b && Op::of(b, a) != b; };  // strictly, NaN beating everything
+  auto write = [&](int64_t result, int64_t best) {
+    seek(h.kept, result, index);
+    out.as<uint32_t>()[offset_of(h.kept, h.kept_strides[0], index)] = (uint32_t)best;
+  };
+  team.part(h.tiles * h.chunks, 1, &begin, &end);
+  for (int64_t work = begin; work < end; work++) {
+    const int64_t chunk = work % h.chunks, result = work / h.chunks;
+    const int64_t from = chunk * h.chunk, to = from + h.chunk < h.reduced.size ? from + h.chunk : h.reduced.size;
+    seek(h.kept, result, index);
+    Best<T> best = {Op::template start<T>(), from};
+    int64_t at = from;
+    for_parts(x, h, x.data + offset_of(h.kept, h.kept_strides[1], index) * ITEM_SIZE[x.dtype], from, to, buffer, [&](const T* items, int64_t n) {
+      const T top = fold<Op>(items, n);
+      if (better(top, best.value)) {
+        int64_t k = 0;
+        while (items[k] == items[k] && items[k] != top) k++;
+        best = {top, at + k};
+      }
+      at += n;
+    });
+    if (h.chunks == 1) write(result, best.index);
+    else parts[work] = best;
+  }
+  if (h.chunks == 1) return;
+  team.barrier();
+  team.part(h.kept.size, 1, &begin, &end);
+  for (int64_t r = begin; r < end; r++) {
+    Best<T> best = parts[r * h.chunks];
+    for (int64_t c = 1; c < h.chunks; c++)
+      if (better(parts[r * h.chunks + c].value, best.value)) best = parts[r * h.chunks + c];
+    write(r, best.index);
+  }
+}
+
+static void run(const Step& s, Team& team) {
+#define LZ_ROW(T) {run_as<Sum, T>, run_as<Prod, T>, run_as<Max, T>, run_as<Min, T>, run_as<Any, T>, run_as<All, T>, run_arg<Max, T>, run_arg<Min, T>}
+  static constexpr void (*table[4][8])(const Step&, Team&) = {LZ_ROW(float), LZ_ROW(double), LZ_ROW(int64_t), LZ_ROW(uint64_t)};
+#undef LZ_ROW
+  const int dtype = s.in[0].dtype;
+  table[is_float(dtype) ? 0 : dtype == LZ_F64 ? 1 : dtype == LZ_U64 ? 3 : 2][s.ints[0]](s, team);
+}
+
+static size_t shared(const Step& s, int) {
+  const Shape h = shape_of(s);
+  return h.chunks == 1 ? 0 : size_t(h.kept.size * h.chunks) * sizeof(Best<int64_t>);
+}
+static size_t local(const Step&, int) { return (WIDTH + 2 * WIDTH) * sizeof(double); }
+
+static const char* check(const Step& s) {
+  if (s.n_out != 1 || s.n_in != 1 || s.n_int != 2) return "wants one output, one input, and ints = [op, n_red]";
+  const View &x = s.in[0], &out = s.out[0];
+  if (s.ints[0] < 0 || s.ints[0] > 7) return "op must be 0 to 7";
+  if (x.dtype == LZ_C64 || out.dtype == LZ_C64) return "complex64 has no reduction";
+  if (s.ints[1] < 1 || out.ndim + s.ints[1] != x.ndim) return "the input must have the output's axes and n_red more";
+  for (int i = 0; i < out.ndim; i++)
+    if (x.shape[i] != out.shape[i]) return "the input's kept axes differ from the output's shape";
+  if (s.ints[0] < 6) return nullptr;
+  if (s.ints[1] != 1 || out.dtype != LZ_U32) return "argmax and argmin want n_red = 1 and a uint32 output";
+  return x.shape[x.ndim - 1] ? nullptr : "argmax and argmin of no items have no answer";
+}
+
+extern const Kernel reduce;
+const Kernel reduce = {"reduce", run, shared, local, check};
+
+LZ_NAMESPACE_END

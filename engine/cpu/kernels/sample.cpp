@@ -1,0 +1,202 @@
+// One token for each row of logits (R, V) f32, and its log-probability under the softmax of the raw logits. Parameters
+// (R, 8) f32: temperature, top_p, min_p, repetition, presence, frequency; (R, 8) i32: top_k, seed (two words), counter,
+// history length, prompt length. A row goes through penalties, temperature, top_k, top_p, min_p and one uniform number of
+// Philox4x32-10(seed, counter), so a draw depends on nothing but its row.
+//
+// Bytes: the logits once, all threads sharing every row: maximum, its first place and Σ e^x in one pass. Greedy rows are
+// then done. The others are drawn by one thread a row from a private copy of V weights e^((x - max) / temperature). Each
+// filter keeps a prefix of the same order (weight falling, id rising), so a filter is a cut in it, found by radix
+// selection on the weights' bits: nothing is sorted.
+#include "../simd.h"
+
+LZ_NAMESPACE_BEGIN
+
+constexpr int BLOCK = 256;                   // values between two looks at the running maximum
+constexpr float LEAST = -3.4028235e38f;
+
+struct Part { float most; int32_t first; float sum; };   // maximum, where it is first, Σ e^(x - most)
+
+// Σ e^x and the maximum of x[begin, end). Plain: for each x: sum += e^(x - most). Blocks bring the maximum up to date
+// first, so that e^ is taken once a value.
+static Part look(const float* x, int64_t begin, int64_t end) {
+  Part p = {LEAST, (int32_t)begin, 0};
+  int64_t best = begin;
+  for (int64_t b = begin; b < end; b += BLOCK) {
+    const int n = (int)(end - b < BLOCK ? end - b : BLOCK);
+    float padded[LANES];
+    f32x most = splat(LEAST), sums{};
+    const int whole = n / LANES * LANES;
+    for (int i = 0; i < LANES; i++) padded[i] = whole + i < n ? x[b + whole + i] : -__builtin_inff();
+    const f32x tail = loadf(padded);
+    for (int i = 0; i < whole; i += LANES) most = maxf(most, loadf(x + b + i));
+    const float top = max_of(maxf(most, tail));
+    if (top > p.most) {
+      p.sum *= exp(splat(p.most - top))[0];
+      p.most = top, best = b;
+    }
+    for (int i = 0; i < whole; i += LANES) sums += exp(loadf(x + b + i) - p.most);
+    p.sum += sum(sums + exp(tail - p.most));
+  }
+  while (best < end && !(x[best] == p.most)) best++;
+  p.first = best < end ? (int32_t)best : (int32_t)begin;
+  return p;
+}
+
+// Philox4x32-10 (Salmon et al. 2011) of counter (n, 0, 0, 0): 53 of its bits, in [0, 1).
+static double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t n) {
+  uint32_t c[4] = {n, 0, 0, 0}, key[2] = {seed_low, seed_high};
+  for (int round = 0; round < 10; round++, key[0] += 0x9E3779B9, key[1] += 0xBB67AE85) {
+    const uint64_t a = (uint64_t)c[0] * 0xD2511F53, b = (uint64_t)c[2] * 0xCD9E8D57;
+    const uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ key[0], (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ key[1], (uint32_t)a};
+    memcpy(c, next, sizeof c);
+  }
+  return ((double)(c[0] >> 5) * 67108864.0 + (double)(c[1] >> 6)) * 0x1p-53;
+}
+
+// A thread's workspace: V weights padded with zeros to whole blocks, a bit a token, and a histogram.
+constexpr int DIGIT = 10, BINS = 1 << DIGIT; // weights are in [0, 1]: three digits of 10 bits
+struct Room {
+  float* w;
+  double *bins, *blocks;
+  uint64_t* seen;
+  int64_t V, padded;
+  Room(char* p, int64_t v) : V(v), padded((v + BLOCK - 1) / BLOCK * BLOCK) {
+    w = (float*)p, bins = (double*)(w + padded), blocks = bins + BINS, seen = (uint64_t*)(blocks + padded / BLOCK);
+  }
+  static size_t bytes(int64_t V) {
+    const size_t blocks = (size_t)(V + BLOCK - 1) / BLOCK;
+    return blocks * BLOCK * sizeof(float) + (BINS + blocks) * sizeof(double) + blocks * BLOCK / 8;
+  }
+};
+
+// Repetition divides (or, below 0, multiplies) the logit of every token of the sequence; presence and frequency
+// subtract once a token, and once an occurrence, of the generated part.
+static void penalize(const Room& room, const float* params, const int32_t* history, int length, int prompt) {
+  const float repetition = params[3], presence = params[4], frequency = params[5];
+  for (int pass = 0; pass < 2; pass++) {
+    memset(room.seen, 0, (size_t)room.padded / 8);
+    for (int i = pass ? prompt : 0; i < length; i++) {
+      const int64_t id = history[i];
+      if (id < 0 || id >= room.V) continue;
+      const uint64_t bit = 1ull << (id & 63);
+      const bool first = !(room.seen[id >> 6] & bit);
+      room.seen[id >> 6] |= bit;
+      float& z = room.w[id];
+      if (pass) z -= frequency + (first ? presence : 0);
+      else if (first) z = z > 0 ? z / repetition : z * repetition;
+    }
+  }
+}
+
+// Weights in the given order, summed in an order that is the same for every instruction set.
+static double mass(const Room& room) {
+  double total = 0;
+  for (int64_t b = 0; b < room.padded; b += BLOCK) {
+    f32x sums{};
+    for (int i = 0; i < BLOCK; i += LANES) sums += loadf(room.w + b + i);
+    total += room.blocks[b / BLOCK] = sum(sums);
+  }
+  return total;
+}
+
+// Keeps the shortest prefix of the order whose sum (of weights, or of ones) reaches `target`, and zeroes the rest.
+static void cut(const Room& room, bool by_weight, double target) {
+  uint32_t prefix = 0, mask = 0;
+  double above = 0, unit = 1;
+  for (int shift = 2 * DIGIT; shift >= 0; shift -= DIGIT) {
+    memset(room.bins, 0, BINS * sizeof(double));
+    for (int64_t v = 0; v < room.V; v++) {
+      const uint32_t bits = as_u32(room.w[v]);
+      if (bits && (bits & mask) == prefix) room.bins[bits >> shift & (BINS - 1)] += by_weight ? room.w[v] : 1;
+    }
+    int digit = BINS - 1, last = 0;          // the digit where the sum reaches the target, or the last that is there
+    for (double sum = above; digit >= 0; digit--) {
+      if (room.bins[digit] == 0) continue;
+      above = sum, last = digit;
+      if ((sum += room.bins[digit]) >= target) break;
+    }
+    prefix |= (uint32_t)last << shift;
+    mask |= (uint32_t)(BINS - 1) << shift;
+  }
+  if (by_weight) unit = as_f32(prefix);
+  double ties = (target - above) / unit;     // of the weights equal to the last one, so many stay, lowest ids first
+  if (!(ties > 0)) ties = 1;                 // top_p = 0 keeps one
+  for (int64_t v = 0; v < room.V; v++) {
+    const uint32_t bits = as_u32(room.w[v]);
+    if (bits < prefix || (bits == prefix && ties <= 0)) room.w[v] = 0;
+    if (bits == prefix) ties -= 1;
+  }
+}
+
+static int32_t draw(const Room& room, double u) {
+  double left = u * mass(room);
+  int64_t b = 0, chosen = 0;
+  for (int64_t i = 0; i < room.padded / BLOCK; i++) {      // the last block with weight catches what rounding leaves
+    if (room.blocks[i] == 0) continue;
+    b = i;
+    if (left < room.blocks[i]) break;
+    left -= room.blocks[i];
+  }
+  for (int64_t v = b * BLOCK; v < (b + 1) * BLOCK; v++) {
+    if (room.w[v] == 0) continue;
+    chosen = v;
+    if ((left -= room.w[v]) < 0) break;
+  }
+  return (int32_t)chosen;
+}
+
+static int32_t choose(const Room& room, const float* logits, const float* params, const int32_t* ints, const int32_t* history) {
+  memcpy(room.w, logits, (size_t)room.V * sizeof(float));
+  for (int64_t v = room.V; v < room.padded; v++) room.w[v] = -__builtin_inff();
+  if (params[3] != 1 || params[4] != 0 || params[5] != 0) penalize(room, params, history, ints[4], ints[5]);
+  const Part all = look(room.w, 0, room.V);
+  if (params[0] == 0) return all.first;
+  const float temperature = params[0], top_p = params[1], min_p = params[2];
+  for (int64_t v = 0; v < room.padded; v += LANES) store(room.w + v, exp((loadf(room.w + v) - all.most) / temperature));
+  if (ints[0] > 0 && ints[0] < room.V) cut(room, false, ints[0]);
+  if (top_p < 1) cut(room, true, top_p * mass(room));
+  if (min_p > 0)
+    for (int64_t v = 0; v < room.V; v++) room.w[v] = room.w[v] < min_p ? 0 : room.w[v];
+  return draw(room, uniform((uint32_t)ints[1], (uint32_t)ints[2], (uint32_t)ints[3]));
+}
+
+static void run(const Step& s, Team& team) {
+  const View &logits = s.in[0], &params = s.in[1], &ints = s.in[2], &history = s.in[3];
+  const int64_t R = logits.shape[0], V = logits.shape[1];
+  const Room room(team.local, V);
+  Part* parts = (Part*)team.shared;
+  int64_t begin, end;
+  team.part(V, BLOCK, &begin, &end);
+  for (int64_t r = 0; r < R; r++) parts[r * team.size + team.id] = look(logits.as<float>() + r * logits.strides[0], begin, end);
+  team.barrier();
+  for (int64_t r = team.id; r < R; r += team.size) {
+    const float *x = logits.as<float>() + r * logits.strides[0], *p = params.as<float>() + r * params.strides[0];
+    Part all = parts[r * team.size];
+    double sum = all.sum;
+    for (int i = 1; i < team.size; i++) {
+      const Part part = parts[r * team.size + i];
+      const float most = part.most > all.most ? part.most : all.most;
+      sum = sum * exp(splat(all.most - most))[0] + (double)part.sum * exp(splat(part.most - most))[0];
+      if (part.most > all.most) all = part;
+    }
+    const bool plain = p[0] == 0 && p[3] == 1 && p[4] == 0 && p[5] == 0;
+    const int32_t token = plain ? all.first : choose(room, x, p, ints.as<int32_t>() + r * ints.strides[0],
+                                                     history.as<int32_t>() + r * history.strides[0]);
+    s.out[0].as<int32_t>()[r] = token;
+    s.out[1].as<float>()[r] = x[token] - all.most - (float)__builtin_log(sum);
+  }
+}
+
+static size_t shared(const Step& s, int threads) { return (size_t)s.in[0].shape[0] * threads * sizeof(Part); }
+static size_t local(const Step& s, int) { return Room::bytes(s.in[0].shape[1]); }
+
+static const char* check(const Step& s) {
+  if (s.in[0].dtype != LZ_F32) return "logits must be float32";
+  if (s.in[1].shape[1] != 8 || s.in[2].shape[1] != 8) return "a row has 8 parameters of each kind";
+  return nullptr;
+}
+
+extern const Kernel sample;
+const Kernel sample = {"sample", run, shared, local, check};
+
+LZ_NAMESPACE_END

@@ -1,0 +1,166 @@
+"""linear against its definition in float64 NumPy: every instruction set, ragged shapes, all weights and epilogues."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lazulite.engine import cpu
+
+ISAS = cpu.runtime().isas()
+TOKENS = [0, 1, 2, 3, 4, 5, 8, 9, 16, 33, 70]
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """(N, K) codes -> (N, K bits / 32) uint32, low bits first."""
+    each = 32 // bits
+    words = codes.astype(np.uint32).reshape(len(codes), -1, each) << (np.arange(each, dtype=np.uint32) * bits)
+    return np.bitwise_or.reduce(words, axis=2)
+
+
+def stored(x: np.ndarray, dtype: str):
+    """x in a float type: (what a kernel is given, the float64 values that it holds)."""
+    if dtype != "bfloat16":
+        x = x.astype(dtype)
+        return x, x.astype(np.float64)
+    bits = (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return (bits, dtype), (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def weight(rng, n: int, k: int, bits: int, group: int, dtype: str):
+    """Inputs of one weight, and its float64 matrix."""
+    if not bits:
+        w, exact = stored(rng.standard_normal((n, k)) / 8, dtype)
+        return [w], exact
+    codes = rng.integers(0, 1 << bits, (n, k))
+    scale, s = stored(rng.uniform(-1, 1, (n, k // group)) / (1 << bits), dtype)
+    bias, b = stored(rng.uniform(-1, 1, (n, k // group)) / 2, dtype)
+    return [pack(codes, bits), scale, bias], codes * np.repeat(s, group, 1) + np.repeat(b, group, 1)
+
+
+def gelu(v: np.ndarray, tanh: bool) -> np.ndarray:
+    from math import erf
+
+    return v * 0.5 * (1 + (np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)) if tanh else np.vectorize(erf)(v / np.sqrt(2))))
+
+
+GATES = {2: lambda v: v / (1 + np.exp(-v)), 3: lambda v: gelu(v, False), 4: lambda v: gelu(v, True)}
+
+
+def linear(rng, isa, t, ns, k, bits=0, group=64, dtype="float32", norm=0, epilogue=0, bias=0, precise=0):
+    """Runs the kernel. (its outputs, the definition's)"""
+    x = rng.standard_normal((t, k)).astype(np.float32)
+    inputs, exact = [x], x.astype(np.float64)
+    if norm:
+        g, gain = stored(rng.uniform(0.5, 2, k), dtype)
+        inputs.append(g)
+        exact = exact / np.sqrt((exact**2).mean(1, keepdims=True) + 1e-5) * gain
+    wanted = []
+    for n in ns:
+        arrays, w = weight(rng, n, k, bits, group, dtype)
+        inputs += arrays
+        wanted.append(exact @ w.T)
+        if bias:
+            b, added = stored(rng.standard_normal(n), dtype)
+            inputs.append(b)
+            wanted[-1] += added
+    if epilogue == 1:
+        inputs.append(rng.standard_normal((t, ns[0])).astype(np.float32))
+        wanted[0] += inputs[-1]
+    elif epilogue:
+        wanted = [GATES[epilogue](wanted[0]) * wanted[1]]
+    got = [np.full(w.shape, np.nan, np.float32) for w in wanted]
+    cpu.call("linear", got, inputs, [len(ns), bits, group, norm, epilogue, bias, precise], [1e-5], isa=isa)
+    return got, wanted
+
+
+def check(got, wanted, tolerance):
+    for g, w in zip(got, wanted, strict=True):
+        if w.size:
+            assert np.sqrt(((g - w) ** 2).mean()) <= tolerance * np.sqrt((w**2).mean())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized(isa, bits, group, dtype):
+    rng = np.random.default_rng(bits + group)
+    for t in TOKENS:
+        n, k = [1, 17, 65, 130][t % 4], group * [1, 3, 5][t % 3]
+        check(*linear(rng, isa, t, [n], k, bits, group, dtype), 2e-4 if t <= 4 else 1.5e-2)
+        check(*linear(rng, isa, t, [n], k, bits, group, dtype, precise=1), 2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dense(isa, dtype):
+    rng = np.random.default_rng(0)
+    for t in TOKENS:
+        for n, k in [(1, 1), (17, 7), (65, 100), (130, 576)]:
+            check(*linear(rng, isa, t, [n], k, dtype=dtype), (1e-6 if dtype == "float32" else 4e-6) * np.sqrt(k) + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
+@pytest.mark.parametrize("epilogue", [0, 1, 2, 3, 4])
+def test_epilogues(isa, bits, epilogue):
+    rng = np.random.default_rng(epilogue)
+    for t in [1, 3, 5, 40]:
+        for norm, bias in [(0, 0), (1, 0), (0, 1), (1, 1)]:
+            ns = {0: [33, 16, 5], 1: [70]}.get(epilogue, [70, 70])
+            tolerance = (1e-5 if not bits else 3e-4 if t <= 4 else 2e-2)
+            check(*linear(rng, isa, t, ns, 192, bits, 64, "float32", norm, epilogue, bias), tolerance)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+def test_integer_part_is_exact(isa, bits, group):
+    """Scale 1, bias 0 and integer activations whose largest is the code's: every step is exact, on every set."""
+    rng = np.random.default_rng(1)
+    for t, top, precise in [(1, 16256, 0), (3, 16256, 0), (7, 127, 0), (16, 127, 0), (40, 127, 0), (6, 16256, 1), (40, 16256, 1)]:
+        k, n = 3 * group, 70
+        x = rng.integers(-top // 64, top // 64 + 1, (t, k)).astype(np.float32)
+        x[:, :: min(group, 64)] = top * (-1) ** np.arange(k // min(group, 64))  # partial sums stay below 2^24
+        codes = rng.integers(0, 1 << bits, (n, k))
+        one, zero = np.ones((n, k // group), np.float32), np.zeros((n, k // group), np.float32)
+        y = np.empty((t, n), np.float32)
+        cpu.call("linear", [y], [x, pack(codes, bits), one, zero], [1, bits, group, 0, 0, 0, precise], [0], isa=isa)
+        assert np.array_equal(y, x.astype(np.int64) @ codes.T)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    isa=st.sampled_from(ISAS), t=st.integers(0, 40), ns=st.lists(st.integers(1, 80), min_size=1, max_size=4),
+    groups=st.integers(1, 6), bits=st.sampled_from([0, 4, 8]), group=st.sampled_from([16, 32, 64, 128]),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]), norm=st.integers(0, 1), bias=st.integers(0, 1), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(isa, t, ns, groups, bits, group, dtype, norm, bias, seed):
+    rng = np.random.default_rng(seed)
+    k = group * groups if bits else group * groups - seed % 16
+    got, wanted = linear(rng, isa, t, ns, k, bits, group, dtype, norm=norm, bias=bias)
+    tolerance = (1e-1 if t > 4 else 2e-3) if bits else 1e-4
+    for g, w in zip(got, wanted, strict=True):
+        assert not np.isnan(g).any()
+        assert np.abs(g - w).max(initial=0) <= tolerance * np.sqrt(k)
+
+
+def test_residual_in_place():
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((3, 64)).astype(np.float32), rng.standard_normal((70, 64)).astype(np.float32)
+    y = rng.standard_normal((3, 70)).astype(np.float32)
+    wanted = y + x.astype(np.float64) @ w.T
+    cpu.call("linear", [y], [x, w, y], [1, 0, 0, 0, 1, 0, 0], [0])
+    np.testing.assert_allclose(y, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ints", "said"),
+    [
+        ([1, 3, 64, 0, 0, 0, 0], "bits must be"),
+        ([1, 4, 48, 0, 0, 0, 0], "group must be"),
+        ([1, 4, 128, 0, 0, 0, 0], "multiple of the group"),
+        ([1, 4, 64, 0, 2, 0, 0], "want two"),
+        ([1, 4, 32, 0, 0, 0, 0], "one column a group"),
+    ],
+)
+def test_bad_steps_are_named(ints, said):
+    x, w, s = np.zeros((2, 64), np.float32), np.zeros((5, 8), np.uint32), np.zeros((5, 1), np.float32)
+    with pytest.raises(RuntimeError, match=said):
+        cpu.call("linear", [np.zeros((2, 5), np.float32)], [x, w, s, s], ints, [0])

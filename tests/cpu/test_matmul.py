@@ -1,0 +1,71 @@
+"""matmul against NumPy in float64: shapes with every kind of tail, strides, broadcasting, dtypes, instruction sets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lazulite.engine import cpu
+
+EPSILON = {"float64": 1e-15, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def stored(x, dtype):
+    """What a kernel is given, and the float64 values that it holds."""
+    if dtype != "bfloat16":
+        x = x.astype(dtype)
+        return x, x.astype(np.float64)
+    bits = (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return (bits, dtype), (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def laid(x, columns_first):
+    """x with the same values, in memory by columns if asked."""
+    return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2) if columns_first else x
+
+
+def product(isa, a, b, dtype="float32", out="float32", a_columns=False, b_columns=False, o_columns=False):
+    a, a64 = stored(a, dtype)
+    b, b64 = stored(b, dtype)
+    turn = lambda x, c: (laid(x[0], c), x[1]) if isinstance(x, tuple) else laid(x, c)  # noqa: E731
+    wanted = a64 @ b64
+    o = laid(np.full(wanted.shape, 7, np.uint16 if out == "bfloat16" else out), o_columns)
+    cpu.call("matmul", [(o, out) if out == "bfloat16" else o], [turn(a, a_columns), turn(b, b_columns)], isa=isa)
+    got = (o.astype(np.uint32) << 16).view(np.float32) if out == "bfloat16" else o
+    scale = np.abs(a64) @ np.abs(b64)
+    assert np.all(np.abs(got - wanted) <= (EPSILON[out] + 1e-6) * scale + 1e-30)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_shapes(isa, dtype):
+    rng = np.random.default_rng(0)
+    for m, n, k in [(1, 1, 1), (2, 3, 4), (1, 200, 33), (200, 1, 33), (3, 70, 64), (97, 130, 515), (6, 64, 16), (5, 17, 1030), (0, 3, 2), (3, 2, 0)]:
+        for flags in range(8):
+            a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+            product(isa, a, b, dtype, dtype if dtype == "float64" else "float32", flags & 1, flags & 2, flags & 4)
+
+
+@pytest.mark.parametrize("out", ["float32", "float16", "bfloat16"])
+def test_batches_broadcast(isa, out):
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((3, 1, 5, 20)), rng.standard_normal((4, 20, 18))
+    product(isa, a, b, out=out)
+    o = np.empty((3, 4, 5, 18), np.float32)
+    x, y = a.astype(np.float32), b.astype(np.float32)
+    cpu.call("matmul", [o], [np.broadcast_to(x, (3, 4, 5, 20)), np.broadcast_to(y, (3, 4, 20, 18))], isa=isa)
+    np.testing.assert_allclose(o, x @ y, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    isa=st.sampled_from(cpu.runtime().isas()), m=st.integers(0, 40), n=st.integers(0, 90), k=st.integers(0, 60),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64"]), flags=st.integers(0, 7), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_any_shape(isa, m, n, k, dtype, flags, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+    product(isa, a, b, dtype, dtype if dtype == "float64" else "float32", flags & 1, flags & 2, flags & 4)
+
+
+def test_inner_sizes_must_agree():
+    with pytest.raises(RuntimeError, match="inner sizes"):
+        cpu.call("matmul", [np.zeros((2, 3), np.float32)], [np.zeros((2, 4), np.float32), np.zeros((5, 3), np.float32)])

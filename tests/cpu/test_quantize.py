@@ -1,0 +1,76 @@
+"""quantize against mlx's own quantizer (codes, scales and biases bit for bit) and a NumPy port; dequantize is the way back."""
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lazulite.engine import cpu
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def operand(x):
+    return (x.view(np.uint16), "bfloat16") if x.dtype == ml_dtypes.bfloat16 else x
+
+
+def quantize(x, bits, group, isa):
+    n, k = x.shape
+    w, s, b = np.empty((n, k * bits // 32), np.uint32), np.empty((n, k // group), x.dtype), np.empty((n, k // group), x.dtype)
+    cpu.call("quantize", [w, operand(s), operand(b)], [operand(x)], [bits, group], isa=isa)
+    return w, s, b
+
+
+def by_numpy(x, bits, group):
+    """The formula of mlx in float32: codes, scales, biases."""
+    v = x.astype(np.float32).reshape(len(x), -1, group)
+    low, high, most = v.min(2), v.max(2), np.float32((1 << bits) - 1)
+    s, side = np.maximum((high - low) / most, np.float32(1e-7)), np.abs(low) > np.abs(high)
+    s, edge = np.where(side, s, -s), np.where(side, low, high)
+    q0 = np.rint(edge / s)
+    with np.errstate(all="ignore"):
+        s, b = np.where(q0 != 0, edge / q0, s), np.where(q0 != 0, edge, np.float32(0))
+    q = np.clip(np.rint((v - b[..., None]) / s[..., None]), 0, most).astype(np.uint32).reshape(len(x), -1, 32 // bits)
+    return np.bitwise_or.reduce(q << (np.arange(32 // bits, dtype=np.uint32) * bits), 2), s.astype(x.dtype), b.astype(x.dtype)
+
+
+def samples(rng, n, k, dtype):
+    """Gaussians, and rows with a constant, zeros, one sign, one outlier."""
+    x = rng.standard_normal((n + 5, k)).astype(np.float32)
+    x[0], x[1], x[2], x[3, 5], x[4] = 0, 0.3, np.abs(x[2]), 1000, -np.abs(x[4]) * 1e-9
+    return x.astype(DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bit_equal_to_mlx(isa, bits, group, dtype):
+    x = samples(np.random.default_rng(bits), 70, 384, dtype)
+    got = quantize(x, bits, group, isa)
+    wanted = by_numpy(x, bits, group)
+    if group > 16:
+        source = mx.array(x.view(np.uint16)).view(mx.bfloat16) if dtype == "bfloat16" else mx.array(x)
+        w, s, b = mx.quantize(source, group_size=group, bits=bits, stream=mx.cpu)
+        as_numpy = lambda a: np.array(a.view(mx.uint16)).view(x.dtype) if dtype == "bfloat16" else np.array(a)  # noqa: E731
+        wanted = np.array(w), as_numpy(s), as_numpy(b)
+    for g, w in zip(got, wanted, strict=True):
+        assert np.array_equal(g.view(np.uint8), w.view(np.uint8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    isa=st.sampled_from(cpu.runtime().isas()), n=st.integers(0, 5), groups=st.integers(1, 5), bits=st.sampled_from([4, 8]),
+    group=st.sampled_from([16, 32, 64, 128]), dtype=st.sampled_from(list(DTYPES)), scale=st.floats(1e-4, 1e3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_round_trip(isa, n, groups, bits, group, dtype, scale, seed):
+    x = (np.random.default_rng(seed).standard_normal((n, groups * group)) * scale).astype(DTYPES[dtype])
+    w, s, b = quantize(x, bits, group, isa)
+    for name, out in DTYPES.items():
+        y = np.empty(x.shape, out)
+        cpu.call("dequantize", [operand(y)], [w, operand(s), operand(b)], [bits, group], isa=isa)
+        codes = (w[..., None] >> (np.arange(32 // bits, dtype=np.uint32) * bits) & ((1 << bits) - 1)).reshape(x.shape).astype(np.float64)
+        exact = codes * np.repeat(s.astype(np.float64), group, 1) + np.repeat(b.astype(np.float64), group, 1)
+        tolerance = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[name]
+        size = np.repeat(np.abs(b.astype(np.float64)), group, 1) + (1 << bits) * np.repeat(np.abs(s.astype(np.float64)), group, 1)
+        assert np.all(np.abs(y.astype(np.float64) - exact) <= tolerance * size + 1e-7)
