@@ -1,0 +1,244 @@
+"""Rewrites of the traced graph before lowering: REWRITES is the list of (name, first primitives, rule), `rewrite` the
+driver. A rule looks at a node and returns what replaces its results, or None."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from .dtypes import bfloat16, float16, float32
+from .node import Dim, Node, Value, apply, toposort
+from .primitives import EPILOGUES, TABLE
+
+LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (4, 8), (16, 32, 64, 128), 8     # what the kernel takes
+Replacement = dict[Value, Value] | None
+
+
+class Graph:
+    """The graph while one rule walks it: `uses` of each value, the nodes that read it, and what replaced it."""
+
+    def __init__(self, outputs: list[Value], kernels: frozenset[str]):
+        self.outputs, self.kernels = outputs, kernels
+        self.order = toposort(outputs)
+        self.uses: Counter[Value] = Counter(v for node in self.order for v in node.inputs)
+        self.uses.update(outputs)
+        self.readers: dict[Value, list[Node]] = {}
+        for node in self.order:
+            for v in node.inputs:
+                self.readers.setdefault(v, []).append(node)
+        self.new: dict[Value, Value] = {}
+
+    def replace(self, old: Value, new: Value) -> None:
+        self.new[old] = new
+        self.uses[new] += self.uses[old]
+
+    def current(self, node: Node) -> Node:
+        """The node on the replaced inputs."""
+        inputs = tuple(self.new.get(v, v) for v in node.inputs)
+        if inputs == node.inputs:
+            return node
+        for old, new in zip(node.values(), apply(node.primitive, *inputs, **node.params), strict=True):
+            self.replace(old, new)
+        return self.new[node.values()[0]].node or node
+
+    def once(self, value: Value, primitive: str) -> Node | None:
+        """The node behind the value, if it is that primitive and nobody else reads the value."""
+        node = value.node
+        return node if node is not None and node.primitive.name == primitive and self.uses[value] == 1 else None
+
+
+def rewrite(outputs: list[Value], kernels: frozenset[str], stand_ins: dict[Value, Value]) -> list[Value]:
+    """stand_ins: placeholders for leaves whose memory is another at the next run: no rule must make them constants."""
+    if stand_ins:
+        outputs = _walk(outputs, kernels, (), lambda graph, node, old: None, stand_ins)
+    for _, roots, rule in REWRITES:
+        outputs = _walk(outputs, kernels, roots, rule)
+    while any(_lacks(node, kernels) for node in toposort(outputs)):
+        outputs = _walk(outputs, kernels, (), expand)
+    return outputs
+
+
+def _walk(outputs: list[Value], kernels: frozenset[str], roots: tuple[str, ...], rule: Callable[..., Replacement],
+          new: dict[Value, Value] | None = None) -> list[Value]:
+    graph = Graph(outputs, kernels)
+    graph.new = dict(new or {})
+    if roots and not any(node.primitive.name in roots for node in graph.order):
+        return outputs
+    for node in graph.order:
+        results = [v for ref in node.results if (v := ref()) is not None]
+        if all(v in graph.new for v in results):
+            continue
+        current = graph.current(node)
+        if (not roots or node.primitive.name in roots) and (found := rule(graph, current, node)):
+            for result, made in found.items():
+                graph.replace(result, made)
+    return [graph.new.get(v, v) for v in outputs]
+
+
+def expand(graph: Graph, node: Node, old: Node) -> Replacement:
+    """A fused op without a kernel becomes its definition."""
+    from .array import Array
+    if not _lacks(node, graph.kernels):
+        return None
+    assert node.primitive.definition is not None
+    results = node.primitive.definition(*map(Array.of, node.inputs), **node.params)
+    results = results if isinstance(results, tuple) else (results,)
+    return {v: r._value for v, r in zip(old.values(), results, strict=True)}
+
+
+def _lacks(node: Node, kernels: frozenset[str]) -> bool:
+    primitive = node.primitive
+    return primitive.definition is not None and not (
+        primitive.kernel in kernels and (primitive.suits is None or primitive.suits(node)))
+
+
+# linear: params sizes, bits, group, norm, epilogue, bias, eps; inputs x, [norm weight], weights …, [biases], [residual]
+
+def _linear(x: Value, weights: list[Value], sizes: tuple[int, ...], bits: int = 0, group: int = 0) -> list[Value]:
+    return apply(TABLE["linear"], x, *weights, sizes=sizes, bits=bits, group=group, norm=False, epilogue="none",
+                 bias=False, eps=0.0)
+
+
+def _with(node: Node, inputs: list[Value], **params: Any) -> list[Value]:
+    return apply(TABLE["linear"], *inputs, **{**node.params, **params})
+
+
+def _flat_linear(x: Value, n: int, make: Callable[[Value], list[Value]], result: Value) -> Replacement:
+    """The linear of x (…, K) seen as rows."""
+    if len(x.shape) == 2:
+        return {result: make(x)[0]}
+    if any(isinstance(s, Dim) for s in x.shape):
+        return None
+    rows = 1
+    for s in x.shape[:-1]:
+        rows *= s
+    [y] = make(apply(TABLE["reshape"], x, shape=(rows, x.shape[-1]))[0])
+    return {result: apply(TABLE["reshape"], y, shape=(*x.shape[:-1], n))[0]}
+
+
+def quantized_linear(graph: Graph, node: Node, old: Node) -> Replacement:
+    p, (x, *weights) = node.params, node.inputs
+    if not p["transpose"] or len(weights[0].shape) != 2 or x.dtype is not float32:
+        return None
+    if p["bits"] not in LINEAR_BITS or p["group_size"] not in LINEAR_GROUPS:
+        return None
+    n = weights[0].shape[0]
+    return _flat_linear(x, n, lambda v: _linear(v, weights, (n,), p["bits"], p["group_size"]), old.values()[0])
+
+
+def dense_linear(graph: Graph, node: Node, old: Node) -> Replacement:
+    x, b = node.inputs
+    w = _transposed(b)
+    if w is None or x.dtype is not float32:
+        return None
+    return _flat_linear(x, w.shape[0], lambda v: _linear(v, [w], (w.shape[0],)), old.values()[0])
+
+
+def _transposed(b: Value) -> Value | None:
+    """The row-major weight (N, K) that b (K, N) is the transpose of, under a cast if there is one."""
+    if b.node is not None and b.node.primitive.name == "astype" and b.node.inputs[0].dtype in (float16, bfloat16):
+        b = b.node.inputs[0]
+    if len(b.shape) != 2 or isinstance(b.shape[1], Dim):
+        return None
+    if b.node is not None and b.node.primitive.name == "transpose":
+        w = b.node.inputs[0]
+        if w.node is not None and w.node.primitive.name == "astype" and w.node.inputs[0].dtype in (float16, bfloat16):
+            w = w.node.inputs[0]
+        return w
+    if b.node is None and b.strides == (1, b.shape[0]):
+        return apply(TABLE["transpose"], b, axes=(1, 0))[0]
+    return None
+
+
+def add_bias(graph: Graph, node: Node, old: Node) -> Replacement:
+    for y, other in (node.inputs, node.inputs[::-1]):
+        linear, wide = graph.once(y, "linear"), other.node
+        if linear and wide and wide.primitive.name == "broadcast_to" and not linear.params["bias"]:
+            [bias] = wide.inputs
+            if bias.shape == linear.params["sizes"]:
+                return {old.values()[0]: _with(linear, [*linear.inputs, bias], bias=True)[0]}
+    return None
+
+
+def merge(graph: Graph, node: Node, old: Node) -> Replacement:
+    """Linears that share x become one with several outputs, as long as what else they read is there from the start."""
+    per = 3 if old.params["bits"] else 1
+    others = [n for n in dict.fromkeys(graph.readers[old.inputs[0]]) if n is not old and _mergeable(n, old, per)]
+    together = [old, *others[:LINEAR_WEIGHTS - 1]]
+    if not others or not _mergeable(old, old, per):
+        return None
+    weights = [v for n in together for v in n.inputs[1:1 + per]]
+    biases = [n.inputs[-1] for n in together if n.params["bias"]]
+    sizes = tuple(n.params["sizes"][0] for n in together)
+    merged = _with(old, [node.inputs[0], *weights, *biases], sizes=sizes)
+    return {n.values()[0]: v for n, v in zip(together, merged, strict=True)}
+
+
+def _mergeable(node: Node, like: Node, per: int) -> bool:
+    return (node.primitive.name == "linear" and node.params | {"sizes": ()} == like.params | {"sizes": ()}
+            and len(node.params["sizes"]) == 1 and node.inputs[0] is like.inputs[0]
+            and [v.dtype for v in node.inputs[1:1 + per]] == [v.dtype for v in like.inputs[1:1 + per]]
+            and all(v.node is None for v in node.inputs[1:]))
+
+
+def norm_prologue(graph: Graph, node: Node, old: Node) -> Replacement:
+    norm = graph.once(node.inputs[0], "rms_norm")
+    if not norm or norm.params["present"] != ("x", "weight") or norm.inputs[0].dtype is not float32:
+        return None
+    made = _with(node, [*norm.inputs, *node.inputs[1:]], norm=True, eps=norm.params["eps"])
+    return dict(zip(old.values(), made, strict=True))
+
+
+def add_residual(graph: Graph, node: Node, old: Node) -> Replacement:
+    for y, residual in (node.inputs, node.inputs[::-1]):
+        linear = graph.once(y, "linear")
+        if linear and linear.params["epilogue"] == "none" and len(linear.params["sizes"]) == 1:
+            return {old.values()[0]: _with(linear, [*linear.inputs, residual], epilogue="add")[0]}
+    return None
+
+
+def gate(graph: Graph, node: Node, old: Node) -> Replacement:
+    """act(gate) * up, both from one linear of two."""
+    for activated, up in (node.inputs, node.inputs[::-1]):
+        for name in EPILOGUES[2:]:
+            act = graph.once(activated, name)
+            linear = graph.once(up, "linear")
+            if (act and linear and graph.once(act.inputs[0], "linear") is linear and act.inputs[0] is not up
+                    and len(linear.params["sizes"]) == 2 and linear.params["epilogue"] == "none"
+                    and linear.params["sizes"][0] == linear.params["sizes"][1]):
+                inputs = list(linear.inputs) if up.index else _swapped(linear)
+                return {old.values()[0]: _with(linear, inputs, epilogue=name)[0]}
+    return None
+
+
+def _swapped(node: Node) -> list[Value]:
+    """Inputs of a linear of two with the two exchanged."""
+    p, inputs = node.params, list(node.inputs)
+    per, first = 3 if p["bits"] else 1, 1 + p["norm"]
+    head, one, two, rest = (inputs[:first], inputs[first:first + per], inputs[first + per:first + 2 * per],
+                            inputs[first + 2 * per:])
+    return head + two + one + rest[::-1]
+
+
+def silu(graph: Graph, node: Node, old: Node) -> Replacement:
+    """x * sigmoid(x)"""
+    for x, s in (node.inputs, node.inputs[::-1]):
+        if s.node is not None and s.node.primitive.name == "sigmoid" and s.node.inputs[0] is x:
+            return {old.values()[0]: apply(TABLE["silu"], x)[0]}
+    return None
+
+
+def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]:
+    return lambda graph, node, old: rule(graph, node, old) if "linear" in graph.kernels else None
+
+
+REWRITES: list[tuple[str, tuple[str, ...], Callable[..., Replacement]]] = [
+    ("x * sigmoid(x) is silu", ("multiply",), silu),
+    ("quantized_matmul is linear", ("quantized_matmul",), needs_linear(quantized_linear)),
+    ("matmul with a transposed weight is linear", ("matmul",), needs_linear(dense_linear)),
+    ("linear + bias", ("add",), add_bias),
+    ("linears of one x are one", ("linear",), merge),
+    ("rms_norm before linear", ("linear",), norm_prologue),
+    ("linear + residual", ("add",), add_residual),
+    ("act(gate) * up after linear", ("multiply",), gate),
+]
