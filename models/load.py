@@ -1,0 +1,95 @@
+"""A path or a repo id to a model with its weights in place. Weights are mapped: nothing is read before it is used."""
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..engine import array as mx
+from ..engine import nn
+from ..engine.errors import UserError
+from . import weights
+from .blocks import Decoder
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+FAMILIES = ("llama", "mistral")  # one file each, named after config.json's model_type
+BITS, GROUPS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
+CONTEXT = 4096  # tokens of cache that must find room beside the weights
+
+
+def load(path_or_id: str | os.PathLike[str] | None = None) -> tuple[Decoder, Tokenizer]:
+    """A model and its tokenizer from a Hugging Face or MLX folder, a .gguf file or a repo id; None: the default model.
+
+    Raises UserError with the file, what was found and what was wanted.
+    """
+    files = weights.read(path_or_id)
+    return build(files), files.tokenizer()
+
+
+def family(model_type: str) -> type[Decoder]:
+    """The Model class of the family file named after `model_type`."""
+    if model_type not in FAMILIES:
+        near = get_close_matches(model_type, FAMILIES, 1, 0.0)[0]
+        what = f"[load] model_type {model_type!r} is not supported, the nearest that is: {near!r}"
+        raise UserError(what, f"supported: {', '.join(FAMILIES)}")
+    return importlib.import_module(f".{model_type}", __package__).Model
+
+
+def build(files: Weights) -> Decoder:
+    """The family's module tree with these weights in it: quantized where they are."""
+    raw = files.config
+    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+        what = f"[load] {files.path}: the weights are quantized by {method!r}, which is not read"
+        raise UserError(what, "take the unquantized model; llm convert -q quantizes it")
+    model_class = family(str(raw.get("model_type")))
+    eos = files.generation_config.get("eos_token_id") or raw.get("eos_token_id")
+    model = model_class(model_class.config_class.from_dict({**raw, "eos_token_id": eos}))
+    foresee(files, model)
+    tensors = model.sanitize(files.tensors)
+    nn.swap(model, lambda path, module: _quantized(path, module, tensors))
+    try:
+        model.load_weights(tensors.items())
+    except ValueError as error:
+        what = f"{files.path}: {str(error).removeprefix('[load_weights] ')}"
+        raise UserError(what, "config.json and the weights do not belong together, or files are missing") from None
+    return model
+
+
+def _quantized(path: str, module: nn.Module, tensors: dict[str, mx.Array]) -> nn.Module | None:
+    """The quantized twin of a layer that has scales. Shapes say the format; configs have been wrong about it."""
+    scales, weight = tensors.get(f"{path}.scales"), tensors.get(f"{path}.weight")
+    if scales is None or weight is None or not isinstance(module, nn.Linear | nn.Embedding):
+        return None
+    columns, affine = module.weight.shape[1], f"{path}.biases" in tensors
+    bits, group_size = weight.shape[-1] * 32 / columns, columns / scales.shape[-1]
+    if not affine or bits not in BITS or group_size not in GROUPS:
+        found = f"{bits:g} bits in groups of {group_size:g}{'' if affine else ' without biases'}"
+        raise UserError(f"[load] {path} has {found}", f"read: affine, bits {BITS}, groups {GROUPS}")
+    return module.to_quantized(int(group_size), int(bits))
+
+
+def foresee(files: Weights, model: Decoder) -> None:
+    """Raises UserError if the weights and a float16 cache do not fit in memory, before any of it is taken."""
+    tokens = min(CONTEXT, model.config.max_position_embeddings)
+    cache = sum(4 * heads * dim * tokens for heads, dim, _ in model.cache_spec())
+    if (needed := files.nbytes + cache) > (available := available_memory()):
+        what = f"{files.path}: weights and a cache of {tokens} tokens take {needed / 1e9:.1f} GB of memory"
+        hint = "close other programs, or take a smaller model or fewer bits: llm convert -q"
+        raise UserError(f"{what}, {available / 1e9:.1f} GB are available", hint)
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping, as the system and the control group allow."""
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():  # macOS gives memory back as it is asked for: all of it counts
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+    free = int(found[1]) * 1024 if found else 1 << 62
+    most = limit.read_text().strip() if limit.exists() else "max"
+    return free if most == "max" else min(free, int(most))

@@ -1,0 +1,97 @@
+"""SmolLM2-135M-Instruct, the default model, held against transformers on the same dequantized weights."""
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lazulite.engine import array as mx
+from lazulite.engine.generate import Engine, stream_generate
+from lazulite.models import load, read
+from lazulite.models.hub import default
+
+NAMES = {
+    "token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}
+CONFIG = dict(
+    model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+    num_attention_heads=9, num_key_value_heads=3, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True,
+)
+TIE = 1e-3  # of a logit: closer than this, either token is right
+PROMPTS = [
+    "The capital of France is", "Water boils at", "def fibonacci(n):", "Once upon a time, in a village by the sea,",
+    "The three primary colors are", "To be, or not to be,", "2 + 2 =", "The Industrial Revolution began in",
+    "Dear Sir or Madam,\n\nI am writing to", "Photosynthesis is the process by which",
+]
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def engine(ours):
+    return Engine(ours[0], max_context=128)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The file dequantized by the gguf package, names and row order as transformers has them."""
+    weights = {}
+    for tensor in GGUFReader(default()).tensors:
+        block, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name).groups()
+        weight = dequantize(tensor.data, tensor.tensor_type)
+        if heads := {"attn_q": 9, "attn_k": 3}.get(part):  # llama.cpp's rotary pairs neighbours, transformers' halves
+            weight = weight.reshape(heads, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+        weights[f"model.{f'layers.{block}.' if block else ''}{NAMES[part]}.weight"] = torch.from_numpy(weight.copy())
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIG), dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def logits_of(model, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def test_logits(ours, theirs) -> None:
+    model, tokenizer = ours
+    ids = tokenizer.encode("The quick brown fox jumps over the lazy dog, and then it")
+    wanted = logits_of(theirs, ids)
+    error = np.abs(np.asarray(model(mx.array(ids, dtype=mx.int32))) - wanted)
+    assert error.max() <= 0.03 * np.abs(wanted).max()
+    assert np.asarray(model(mx.array(ids[:1], dtype=mx.int32)))[0] == pytest.approx(wanted[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_tokens(prompt: str, ours, theirs, engine) -> None:
+    """Each of 64 tokens is the one that transformers finds likeliest after the same tokens, or tied with it."""
+    model, tokenizer = ours
+    ids = tokenizer.encode(prompt)
+    answer = stream_generate(model, tokenizer, prompt, engine=engine, max_tokens=64, temp=0.0, ignore_eos=True)
+    tokens = [response.token for response in answer]
+    wanted = logits_of(theirs, ids + tokens)[len(ids) - 1 : -1]
+    behind = wanted.max(1) - wanted[np.arange(len(tokens)), tokens]
+    ties = {i: float(gap) for i, gap in enumerate(behind) if gap}
+    print(f"{prompt!r}: {len(tokens)} tokens, ties {ties}")
+    assert len(tokens) == 64 and behind.max() <= TIE, ties
+
+
+@pytest.mark.slow
+def test_divergence_from_float32_activations() -> None:
+    """The bars of issue 2, over 2,000 tokens of real text."""
+    accuracy = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "accuracy.py"))
+    files = read()
+    ids = files.tokenizer().encode(accuracy["sample_text"]())[:2000]
+    found = accuracy["measure"](files, ids)
+    print(found)
+    assert found["decode_kl"] <= 1e-5 and found["prefill_kl"] <= 1e-3 and found["prefill_top1"] >= 0.99

@@ -1,0 +1,157 @@
+"""Logits held against transformers in float32: the same tiny random weights in both, prefill, then greedy decoding."""
+import json
+from pathlib import Path
+
+import mlx.core as mlx
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from lazulite.engine import array as mx
+from lazulite.engine import nn
+from lazulite.models import build, read
+
+TINY = dict(
+    vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.1, tie_word_embeddings=False,
+)
+LLAMA3 = dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+ROWS = {
+    "llama": ("llama", {}),
+    "every head its own": ("llama", dict(num_key_value_heads=4)),
+    "one kv head": ("llama", dict(num_key_value_heads=1)),
+    "tied": ("llama", dict(tie_word_embeddings=True)),
+    "biases": ("llama", dict(attention_bias=True, mlp_bias=True)),
+    "head_dim": ("llama", dict(head_dim=32)),
+    "rope llama3": ("llama", dict(rope_parameters=LLAMA3)),
+    "rope linear": ("llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0))),
+    "gelu": ("llama", dict(hidden_act="gelu_pytorch_tanh")),
+    "mistral": ("mistral", dict(sliding_window=None)),
+    "sliding window": ("mistral", dict(sliding_window=20)),
+}
+PROMPT, DECODE = 45, 16  # the prompt crosses a page, decoding crosses the next
+
+
+def float16_cache(module, q, k, v, mask, **options):
+    """transformers' attention on keys and values as our cache holds them."""
+    return sdpa_attention_forward(module, q, k.half().float(), v.half().float(), mask, **options)
+
+
+AttentionInterface.register("float16_cache", float16_cache)
+AttentionMaskInterface.register("float16_cache", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def reference(folder: Path, model_type: str = "llama", *, dtype=torch.float32, shard: str = "1GB", **config):
+    """Saves a random model of transformers and returns it as loaded again, computing in float32."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**TINY, **config}))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.2 * torch.randn_like(parameter)  # norms and biases that are not all alike
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="float16_cache").eval()
+
+
+class Session:
+    """One sequence with a cache, step by step."""
+
+    def __init__(self, model, most: int = 128):
+        self.model, self.past = model, 0
+        self.layers = [nn.LayerCache.empty(most // nn.PAGE, heads, dim) for heads, dim, _ in model.cache_spec()]
+
+    def __call__(self, tokens: list[int]) -> np.ndarray:
+        context = nn.Context.single(len(tokens), self.layers, start=self.past)
+        logits = self.model(mx.array(tokens, dtype=mx.int32), context)
+        mx.eval(logits, *(array for layer in context.layers for array in layer if array is not None))
+        self.layers, self.past = context.layers, self.past + len(tokens)
+        return np.asarray(logits)
+
+
+def compare(model, theirs, error: float = 2e-4, chunk: int = PROMPT) -> None:
+    """Runs the prompt in chunks, then decodes. No logit is off by more than `error` of the largest."""
+    ids = np.random.default_rng(0).integers(0, TINY["vocab_size"], PROMPT).tolist()
+    session = Session(model)
+    rows = [session(ids[i : i + chunk]) for i in range(0, PROMPT, chunk)]
+    for _ in range(DECODE):
+        ids.append(int(rows[-1][-1].argmax()))
+        rows.append(session(ids[-1:]))
+    ours = np.concatenate(rows)
+    with torch.inference_mode():
+        wanted = theirs(torch.tensor([ids])).logits[0].numpy()
+    found = np.abs(ours - wanted).max(1) / np.abs(wanted).max()
+    assert found.max() <= error, [f"{x:.1e}" for x in found]
+    if error < 1e-3:
+        assert ours[PROMPT:].argmax(1).tolist() == wanted[PROMPT:].argmax(1).tolist()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_config(row: str, tmp_path: Path) -> None:
+    model_type, config = ROWS[row]
+    theirs = reference(tmp_path, model_type, **config)
+    compare(build(read(tmp_path)), theirs)
+
+
+def test_against_a_float32_cache(tmp_path: Path) -> None:
+    reference(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    compare(build(read(tmp_path)), theirs, error=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs = reference(tmp_path, dtype=dtype)
+    model = build(read(tmp_path))
+    assert str(model.lm_head.weight.dtype).split(".")[-1] == str(dtype).split(".")[-1]
+    compare(model, theirs)
+
+
+def test_shards(tmp_path: Path) -> None:
+    theirs = reference(tmp_path, shard="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    compare(build(read(tmp_path)), theirs)
+
+
+def quantize_folder(folder: Path, formats: dict[str, tuple[int, int]], default: tuple[int, int]) -> dict:
+    """Rewrites a folder as mlx-lm would, with mlx's own quantizer. Returns the weights that the codes stand for."""
+    config = json.loads((folder / "config.json").read_text())
+    entry = {"bits": default[0], "group_size": default[1], "mode": "affine"}
+    entry |= {path: {"bits": bits, "group_size": group} for path, (bits, group) in formats.items()}
+    tensors, dense = {}, {}
+    for name, weight in mlx.load(str(folder / "model.safetensors")).items():
+        path = name.removesuffix(".weight")
+        bits, group = formats.get(path, default)
+        if weight.ndim == 2:
+            codes, scales, biases = mlx.quantize(weight, group, bits)
+            tensors |= {name: codes, f"{path}.scales": scales, f"{path}.biases": biases}
+            weight = mlx.dequantize(codes, scales.astype(mlx.float32), biases.astype(mlx.float32), group, bits)
+        else:
+            tensors[name] = weight
+        dense[name] = torch.tensor(np.array(weight.astype(mlx.float32)))
+    mlx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": entry, "quantization_config": entry}))
+    return dense
+
+
+MIXED = {"lm_head": (8, 64), "model.embed_tokens": (8, 32), "model.layers.1.mlp.down_proj": (8, 32)}
+QUANTIZED = {  # (bits, group size), exceptions by path
+    "4 bits": ((4, 64), {}),
+    "4 bits, groups of 32": ((4, 32), {}),
+    "8 bits": ((8, 64), {}),
+    "mixed": ((4, 32), MIXED),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("row", QUANTIZED)
+def test_quantized(row: str, tied: bool, tmp_path: Path) -> None:
+    default, formats = QUANTIZED[row]
+    theirs = reference(tmp_path, tie_word_embeddings=tied, intermediate_size=128, dtype=torch.bfloat16)
+    theirs.load_state_dict(quantize_folder(tmp_path, formats, default), strict=not tied)
+    model = build(read(tmp_path))
+    assert isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
+    compare(model, theirs, 1e-3, chunk=1)  # activations of 14 bits
+    compare(model, theirs, 4e-2)           # the prompt's activations have 8
