@@ -1,0 +1,78 @@
+"""`llm generate`: one prompt, one answer."""
+
+import json
+import sys
+from time import perf_counter
+from typing import Any
+
+import click
+
+from . import INTERRUPTED, options
+
+
+@click.command(name="generate")
+@options.model
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; `-`, or a pipe and no prompt, reads stdin.")
+@click.argument("stdin", type=click.Choice(["-"]), required=False, metavar="[-]")
+@click.option("--system", metavar="TEXT", help="The system message.")
+@options.sampling(max_tokens=512, temp=0.0)
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when done, and nothing else.")
+def command(
+    name: str | None, prompt: str | None, stdin: str | None, system: str | None, raw: bool, as_json: bool,
+    **sampling: Any,
+) -> None:  # fmt: skip
+    """Generates text from a prompt.
+
+    The same prompt gives the same text: the most likely tokens are taken unless --temp is above 0.
+    """
+    if raw and system:
+        raise click.UsageError("--system needs the chat template, which --raw leaves out")
+    text = read_prompt(prompt or stdin)
+    from ..engine.generate import stream_generate
+
+    begin = perf_counter()
+    model, tokenizer, _ = options.load(name)
+    load_seconds = perf_counter() - begin
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": text}]
+    ids = tokenizer.encode(text) if raw else options.encode_chat(tokenizer, messages)
+    responses: list[Any] = []
+    stopped = False
+    try:
+        for response in stream_generate(model, tokenizer, ids, **options.given(sampling)):
+            responses.append(response)
+            if not as_json:
+                click.echo(response.text, nl=False)
+    except KeyboardInterrupt:
+        stopped = True
+    if as_json:
+        click.echo(json.dumps(as_object(responses, load_seconds), ensure_ascii=False))
+    else:
+        click.echo()
+        click.echo(options.statistics(responses[-1]) if responses else "stopped before the first token", err=True)
+    sys.exit(INTERRUPTED if stopped else 0)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt given, or stdin; bytes that are no character are replaced."""
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not prompt:
+        raise click.UsageError("the prompt is empty: give -p TEXT, or pipe text in")
+    return prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def as_object(responses: list[Any], load_seconds: float) -> dict[str, Any]:
+    """What --json prints; finish_reason null: stopped by Ctrl-C."""
+    last = responses[-1] if responses else None
+    names = ("prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes")
+    return {
+        "text": "".join(response.text for response in responses),
+        "tokens": [response.token for response in responses],
+        "prompt_tokens": last.prompt_tokens if last else 0,
+        "generated_tokens": len(responses),
+        "finish_reason": last.finish_reason if last else None,
+        "load_seconds": load_seconds,
+        **{name: getattr(last, name) if last else 0 for name in names},
+    }

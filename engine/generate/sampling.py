@@ -1,0 +1,68 @@
+"""How the next token is chosen. The choice itself is the kernel `sample`; here are its parameters as rows."""
+
+import secrets
+from dataclasses import dataclass
+
+from ..errors import UserError
+
+# columns of the kernel's integer rows that change while a sequence grows
+COUNTER, HISTORY = 3, 4
+
+# field: (smallest, largest) allowed
+LIMITS = {
+    "max_tokens": (1, 2**31),
+    "temp": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-3, 1e3),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temp 0 takes the most likely token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+
+    seed None draws one; the same seed, prompt and settings give the same tokens, alone or in a batch.
+    """
+
+    max_tokens: int = 512
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()  # a string is one stop string
+    seed: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"[sampling] {name} is {getattr(self, name)}, wanted {low} to {high}")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if "" in stop:
+            raise UserError("[sampling] a stop string is empty, wanted at least one character")
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "seed", secrets.randbits(63) if self.seed is None else self.seed % 2**64)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the kernel has to read the tokens so far."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    def params(self) -> tuple[float, ...]:
+        """The float row: temperature, top_p, min_p, repetition, presence, frequency, 0, 0."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return (self.temp, self.top_p, self.min_p, *penalties, 0, 0)
+
+    def ints(self, prompt_length: int, generated: int) -> tuple[int, ...]:
+        """The integer row: top_k, seed (low, high), counter, history length, prompt length, 0, 0."""
+        low, high = (((self.seed or 0) >> shift) % 2**32 for shift in (0, 32))
+        signed = (x - 2**32 if x >= 2**31 else x for x in (low, high))
+        history = prompt_length + generated if self.penalizes else 0
+        return (self.top_k, *signed, generated, history, prompt_length, 0, 0)
