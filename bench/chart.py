@@ -1,8 +1,8 @@
 """A bar chart as SVG: one group of bars a test, each group on its own scale."""
 from html import escape
 
-COLORS = ["#2451a8", "#8a94a6", "#aeb6c4", "#d0d5de"]  # the first contestant's stands out
-WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 860, 210, 190, 17, 22, 78
+COLORS = ["#2451a8", "#6f7b8f", "#a9b3c2", "#d6dbe3"]  # the first contestant's stands out
+WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 860, 215, 200, 17, 22, 82
 NOTES = {
     "pp512": "prompt of 512 tokens",
     "tg128": "generation",
@@ -20,17 +20,17 @@ def text(x: float, y: float, what: str, fill: str = "#1f2733", more: str = "") -
 def group(y: int, title: str, values: dict[str, float]) -> list[str]:
     """The bars of one test, the first contestant's with its advantage over the best of the others."""
     first, *others = values.values()
-    longest = max(values.values())
+    longest = max(1.0, *values.values())
     lines = [text(24, y + 13, title, more='font-weight="600"')]
     lines.append(text(24, y + 31, NOTES.get(title, ""), "#5b6676", 'font-size="12"'))
     for i, (value, color) in enumerate(zip(values.values(), COLORS, strict=False)):
-        width = max(2.0, (WIDTH - LEFT - RIGHT) * value / longest)
-        label = f"{value:,.0f} tok/s" if value else "–"
-        if i == 0 and max(others, default=0):
-            label += f"   {value / max(others):.2f} × the next best"
+        width = (WIDTH - LEFT - RIGHT) * value / longest
+        label = f"{value:,.0f}" if value else "–"
+        if i == 0 and value and max(others, default=0):
+            label += f" · {value / max(others):.2f} × the best peer"
         bold = 'font-size="12" font-weight="600"' if i == 0 else 'font-size="12"'
         lines.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR - 3}" rx="2" fill="{color}"/>')
-        lines.append(text(LEFT + width + 7, y + 11, label, "#1f2733" if i == 0 else "#5b6676", bold))
+        lines.append(text(LEFT + width + 7, y + 12, label, "#1f2733" if i == 0 else "#5b6676", bold))
         y += BAR
     return lines
 

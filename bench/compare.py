@@ -256,8 +256,8 @@ def report(results: Results, chosen: dict[str, dict[str, Worker]], machine: dict
     limits = ceilings(CACHE / "models" / PEERS[0].model, machine)
     return (
         f"## {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {commit()}\n\n"
-        f"{cpu_name()}, {args.threads} threads, medians of {args.rounds}. Limits: reads of memory "
-        f"{machine['memory'] / 1e9:.1f} GB/s, of a buffer as large as the weights {machine['weights'] / 1e9:.1f} GB/s; "
+        f"{cpu_name()}, {args.threads} threads, load {args.load:.1f} before, medians of {args.rounds}. Limits: "
+        f"memory read at {machine['memory'] / 1e9:.1f} GB/s (what fits the weights, {machine['weights'] / 1e9:.1f}), "
         f"int8 {machine['int8'] / 1e12:.2f} TOPS ({machine['int8_unit']}).\n\n"
         f"{table(results, list(chosen), limits)}\n\n"
         + "".join(f"* {about}: {', '.join(tests)}\n" for about, tests in used.items())
@@ -270,8 +270,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--without", action="append", default=[], metavar="PEER", help="part of a name; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="write neither LOG.md nor chart.svg")
-    args = parser.parse_args()
-    chosen = {}
+    args, chosen = parser.parse_args(), {}
+    args.load = os.getloadavg()[0]
+    if args.load > 0.5:
+        say(f"this machine is busy (load {args.load:.1f}): peers that spin or wait for all threads will look slow")
     for peer in PEERS:
         if any(word.lower() in peer.name.lower() for word in args.without):
             continue
@@ -294,7 +296,7 @@ def main() -> None:
     if not args.dry_run:
         with (HERE / "LOG.md").open("a") as log:
             log.write("\n" + text)
-        drawn = {test: {name: results[test].get(name, 0.0) for name in chosen} for test in TESTS}
+        drawn = {test: {name: by.get(name, 0.0) for name in chosen} for test, by in results.items() if test in TESTS}
         where = f"SmolLM2-135M-Instruct, {args.threads} threads, {cpu_name()}, medians of {args.rounds}"
         (HERE / "chart.svg").write_text(chart("Tokens per second, Lazulite and its peers", where, drawn))
     for workers in chosen.values():

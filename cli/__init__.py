@@ -36,8 +36,11 @@ def main() -> None:
     try:
         sys.exit(llm.main(prog_name="llm", standalone_mode=False))
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        say(error.format_message(), f"`{context.command_path if context else 'llm'} --help` says what is wanted")
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        if message.startswith("Usage:"):  # `llm` alone: the help itself
+            click.echo(message, err=True)
+        else:
+            say(message, f"`{context.command_path if context else 'llm'} --help` says what is wanted")
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(INTERRUPTED)

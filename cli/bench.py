@@ -67,10 +67,9 @@ def command(
     runtime = cpu.runtime()
     if threads:
         runtime.set_threads(threads)
-    model, _, _ = options.load(name)
     sizes = [("pp", n) for n in prompts] + [("tg", n) for n in generated]
     cases = [Case(kind, n, d, b) for b in batches for d in depths for kind, n in sizes if n]
-    bench = Bench(model, cases)
+    bench = Bench(options.load(name).model, cases)
     about = {
         "model": name or "SmolLM2-135M-Instruct",
         "bytes": bench.model_bytes,

@@ -28,7 +28,7 @@ def command(name: str | None, system: str | None, **sampling: Any) -> None:
     """
     from ..engine.generate import Engine
 
-    model, tokenizer, generation_config = options.load(name)
+    model, tokenizer, generation_config, _ = options.load(name)
     chat = Chat(model, tokenizer, system, {**defaults(generation_config), **options.given(sampling)}, Engine(model))
     if sys.stdin.isatty():
         import readline  # noqa: F401  gives input() line editing and history

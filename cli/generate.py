@@ -2,7 +2,6 @@
 
 import json
 import sys
-from time import perf_counter
 from typing import Any
 
 import click
@@ -31,9 +30,7 @@ def command(
     text = read_prompt(prompt or stdin)
     from ..engine.generate import stream_generate
 
-    begin = perf_counter()
-    model, tokenizer, _ = options.load(name)
-    load_seconds = perf_counter() - begin
+    model, tokenizer, _, load_seconds = options.load(name)
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": text}]
     ids = tokenizer.encode(text) if raw else options.encode_chat(tokenizer, messages)

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import click
 
@@ -54,13 +55,21 @@ def announced(what: str, after: float = 1.0) -> Iterator[None]:
         timer.cancel()
 
 
-def load(name: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """The model, its tokenizer and its generation_config."""
+class Loaded(NamedTuple):
+    model: Any
+    tokenizer: Any
+    generation_config: dict[str, Any]
+    seconds: float  # after imports
+
+
+def load(name: str | None) -> Loaded:
     with announced(f"loading {name or 'the default model'}"):
         from ..models import build, read
 
+        begin = perf_counter()
         weights = read(name)
-        return build(weights), weights.tokenizer(), weights.generation_config
+        model, tokenizer = build(weights), weights.tokenizer()
+        return Loaded(model, tokenizer, weights.generation_config, perf_counter() - begin)
 
 
 def encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -25,8 +25,7 @@ class Attention(nn.Module):
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         )
         self.layer, self.head_dim, self.window, self.softcap = layer, dim, window, softcap
-        self.scale = dim**-0.5
-        self._rope = rope
+        self.scale, self.eps, self._rope = dim**-0.5, config.rms_norm_eps, rope
         self.q_proj = nn.Linear(channels, heads * dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(channels, kv_heads * dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(channels, kv_heads * dim, bias=config.attention_bias)
@@ -37,11 +36,9 @@ class Attention(nn.Module):
     def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
         tokens = x.shape[0]
         q, k, v = (p(x).reshape(tokens, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        norms = {} if self.q_norm is None or self.k_norm is None else {
-            "q_norm": self.q_norm.weight, "k_norm": self.k_norm.weight, "eps": self.q_norm.eps
-        }
+        q_norm, k_norm = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
         y = nn.attend(q, k, v, context, self.layer, self._rope, scale=self.scale, window=self.window,
-                      softcap=self.softcap, **norms)
+                      softcap=self.softcap, q_norm=q_norm, k_norm=k_norm, eps=self.eps)
         return self.o_proj(y.reshape(tokens, -1))
 
 
@@ -78,7 +75,7 @@ class Trunk(nn.Module):
     """What checkpoints keep under `model.`: the embedding, the layers, the last norm."""
 
     def __init__(self, config: Config, layers: list[nn.Module]):
-        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding | nn.QuantizedEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = layers
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -71,7 +71,7 @@ def quantize(
         if not isinstance(module, nn.Linear | nn.Embedding):
             return None
         format = quantizer.choose(path, module.weight.shape)
-        return format and module.to_quantized(format.group_size, format.bits)
+        return None if format is None else module.to_quantized(format.group_size, format.bits)
 
     nn.swap(model, edit)
     return quantizer.config

@@ -2,6 +2,7 @@
 import time
 
 import worker
+
 from lazulite.cli.bench import Bench, Test
 from lazulite.engine import cpu
 from lazulite.models import load as load_model

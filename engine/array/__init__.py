@@ -4,12 +4,13 @@ from . import fast
 from .array import Array, placeholder
 from .dtypes import *
 from .evaluate import compile, eval, lower
+from .executable import Executable
 from .fast import dequantize, quantize, quantized_matmul, quantized_take
 from .fast import softmax_axes as softmax
 from .node import Dim
 from .operands import broadcast_shapes
 from .ops import *
-from .plan import Executable, Plan, PlanStep, View
+from .plan import Plan, PlanStep, View
 
 array = Array
 newaxis = None

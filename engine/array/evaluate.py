@@ -4,13 +4,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from . import ops
 from .array import Array
 from .dtypes import float32
-from .node import Aval, Buffer, Node, Value, contiguous_strides, toposort
-from .plan import Executable, Plan, lower_values, no_value
+from .executable import Executable
+from .lowering import lower_values
+from .node import Buffer, Node, Value, is_contiguous, no_value, toposort
+from .plan import Plan
 
 CACHED = 64
 
@@ -74,8 +77,8 @@ def _run(roots: list[Value]) -> None:
     key = _structure(order, leaves, donated, outputs)
     donate = [v for v, ours in zip(leaves, donated, strict=True) if ours]
     executable = PLANS.get(key, lambda: lower_values(outputs, leaves, donate).load())
-    for value, (buffer, offset) in zip(outputs, execute(executable, leaves), strict=True):
-        value.fill(buffer, offset, contiguous_strides(value.shape))
+    for value, made in zip(outputs, executable(leaves), strict=True):
+        value.fill(made.buffer, made.offset, made.strides)
 
 
 def _referred(order: list[Node], uses: Counter[Value], roots: set[Value]) -> list[Value]:
@@ -107,7 +110,8 @@ def _free() -> tuple[int, int]:
     leaves = [Value((), float32).fill(Buffer(0, 0, None, True), 0, ())]
     uses = Counter(leaves)                                 # as in _owned, a key of `uses` refers to it
     counts = [_references(v) for v in leaves]
-    return counts[0] if uses else (0, 0)
+    del uses
+    return counts[0]
 
 
 FREE = _free()
@@ -125,26 +129,6 @@ def _structure(order: list[Node], leaves: list[Value], donated: list[bool], outp
     return (*parts, *[number[v] for v in outputs])
 
 
-def execute(executable: Executable, inputs: Sequence[Value]) -> list[tuple[Buffer, int]]:
-    """One native call on these leaves. Memory and offset of each output: fresh, or that of a donated input."""
-    plan = executable.plan
-    with executable.lock:
-        for i, value in enumerate(inputs):
-            assert value.buffer is not None
-            executable.pointers[1 + i] = value.buffer.pointer + value.offset
-        fresh = executable.fresh_outputs()
-        executable.call()
-    results = []
-    for view, buffer in zip(plan.outputs, fresh, strict=True):
-        if buffer is None:
-            source = inputs[view.storage.index]
-            assert source.buffer is not None
-            results.append((source.buffer, source.offset))
-        else:
-            results.append((buffer, 0))
-    return results
-
-
 def is_traced(a: Array) -> bool:
     """Whether the array depends on a placeholder, and so has no elements yet."""
     value = a._value
@@ -153,17 +137,22 @@ def is_traced(a: Array) -> bool:
     return value.node is None or any(v.node is None and v.buffer is None for n in toposort([value]) for v in n.inputs)
 
 
-# trees
+# trees: lists, tuples, dicts, modules (the attributes of an object that has `parameters`)
+
+def items_of(tree: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(tree, dict):
+        return tree.items()
+    if isinstance(tree, list | tuple):
+        return enumerate(tree)
+    return vars(tree).items() if hasattr(tree, "parameters") else ()
+
 
 def arrays_of(tree: Any) -> Iterator[Array]:
     if isinstance(tree, Array):
         yield tree
-    elif isinstance(tree, dict):
-        for v in tree.values():
-            yield from arrays_of(v)
-    elif isinstance(tree, list | tuple):
-        for v in tree:
-            yield from arrays_of(v)
+    else:
+        for _, item in items_of(tree):
+            yield from arrays_of(item)
 
 
 def structure_of(tree: Any) -> Any:
@@ -174,6 +163,10 @@ def structure_of(tree: Any) -> Any:
         return dict, tuple((k, structure_of(v)) for k, v in tree.items())
     if isinstance(tree, list | tuple):
         return type(tree), tuple(structure_of(v) for v in tree)
+    try:
+        hash(tree)
+    except TypeError as error:
+        raise TypeError(f"[compile] a {type(tree).__name__} argument: arrays, containers, constants wanted") from error
     return type(tree), tree
 
 
@@ -191,35 +184,27 @@ def rebuild(tree: Any, arrays: Iterator[Array]) -> Any:
 
 def assign(tree: Any, arrays: Iterator[Array]) -> None:
     """Replaces the arrays inside mutable containers, in order."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    for key, item in list(items):
-        if isinstance(item, Array):
+    for key, item in list(items_of(tree)):
+        if not isinstance(item, Array):
+            assign(item, arrays)
+        elif isinstance(tree, dict | list):
             tree[key] = next(arrays)
         else:
-            assign(item, arrays)
+            setattr(tree, key, next(arrays))
 
 
 # compile
 
 class Traced:
-    """One plan of a compiled function: `sources` says for each result which input it is, or -1 for a computed one."""
+    """One plan of a compiled function: `sources` says for each result which input it is, or -1 for a computed one;
+    the last `n_state` results are the state's."""
 
-    def __init__(self, executable: Executable | None, outputs: Any, sources: list[int], avals: list[Aval],
-                 n_state: int):
-        self.executable, self.outputs, self.sources = executable, outputs, sources
-        self.avals, self.n_state = avals, n_state
+    def __init__(self, executable: Executable | None, outputs: Any, sources: list[int], n_state: int):
+        self.executable, self.outputs, self.sources, self.n_state = executable, outputs, sources, n_state
 
     def __call__(self, inputs: list[Value]) -> list[Array]:
-        computed = iter(execute(self.executable, inputs) if self.executable else ())
-        results = []
-        for source, (shape, dtype) in zip(self.sources, self.avals, strict=True):
-            if source >= 0:
-                results.append(Array.of(inputs[source]))
-            else:
-                value = Value(shape, dtype)
-                buffer, offset = next(computed)
-                results.append(Array.of(value.fill(buffer, offset, contiguous_strides(value.shape))))
-        return results
+        computed = iter(self.executable(inputs) if self.executable else ())
+        return [Array.of(next(computed) if source < 0 else inputs[source]) for source in self.sources]
 
 
 def compile(fn: Callable[..., Any], inputs: Any = None, outputs: Any = None,
@@ -234,14 +219,22 @@ def compile(fn: Callable[..., Any], inputs: Any = None, outputs: Any = None,
         if any(is_traced(a) for a in arrays):
             return fn(*args, **kwargs)
         eval(arrays)
+        values = [row_major(a)._value for a in arrays]
         key = structure_of((args, kwargs)), structure_of(list(arrays_of(inputs)))
         traced = cache.get(key, lambda: _trace(fn, args, kwargs, inputs, outputs))
-        results = traced([a._value for a in arrays])
+        results = traced(values)
         split = len(results) - traced.n_state
         assign(outputs, iter(results[split:]))
         return rebuild(traced.outputs, iter(results[:split]))
 
     return compiled
+
+
+def row_major(a: Array) -> Array:
+    """The evaluated array itself, or a copy without gaps, as plans take their inputs."""
+    if not is_contiguous(a.shape, a._value.strides):
+        eval(a := ops.contiguous(a))
+    return a
 
 
 def _trace(fn: Callable[..., Any], args: Any, kwargs: Any, inputs: Any, outputs: Any) -> Traced:
@@ -265,4 +258,4 @@ def _trace(fn: Callable[..., Any], args: Any, kwargs: Any, inputs: Any, outputs:
     sources = [number.get(v, -1) for v in values]
     computed = [v for v, s in zip(values, sources, strict=True) if s < 0]
     executable = lower_values(computed, placeholders, []).load() if computed else None
-    return Traced(executable, result, sources, [(v.shape, v.dtype) for v in values], len(updated))
+    return Traced(executable, result, sources, len(updated))

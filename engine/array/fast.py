@@ -16,7 +16,8 @@ from .operands import Axes, array_of, axes_of, broadcast_shapes, constant
 from .primitives import flat, row, size_of
 
 if TYPE_CHECKING:
-    from .plan import Lowering, View
+    from .lowering import Lowering
+    from .plan import View
 
 Given = dict[str, Value]
 DEFINITIONS: dict[str, Callable[..., Any]] = {}
@@ -28,7 +29,8 @@ def definition(name: str) -> Callable[..., Any]:
 
 
 def fused(arrays: str, rule: Callable[..., list[Aval]], lower: Callable[..., None] | None,
-          suits: Callable[[Given], bool] = lambda given: True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+          suits: Callable[..., bool] = lambda given, **params: True,
+          ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """arrays: the arguments that are arrays; rule, lower and suits (whether the kernel takes them) see those that are
     not None by name."""
     def decorate(define: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +51,7 @@ def fused(arrays: str, rule: Callable[..., list[Aval]], lower: Callable[..., Non
             lower(lo, node, inputs_of(node))
 
         primitive = row(name, named_rule, named_lower, definition=expand, kernel=name,
-                        suits=lambda node: suits(inputs_of(node)))
+                        suits=lambda node: suits(inputs_of(node), **node.params))
 
         @functools.wraps(define)
         def op(*args: Any, **kwargs: Any) -> Any:
@@ -138,7 +140,7 @@ def _lower_softmax(lo: Lowering, node: Node, given: Given) -> None:
     lo.step("softmax", [by_rows(lo.result(node.values()[0]))], [by_rows(lo.contiguous(given["x"]))])
 
 
-def _not_float64(given: Given) -> bool:
+def _not_float64(given: Given, **_: Any) -> bool:
     return given["x"].dtype is not float64
 
 
@@ -203,7 +205,7 @@ def _lower_rope(lo: Lowering, node: Node, given: Given) -> None:
     lo.step("rope", [lo.result(node.values()[0])], [x, *rest], [int(p["interleaved"])], [p["scale"]])
 
 
-@fused("x positions inv_freq", _rope_rule, _lower_rope, lambda given: given["x"].dtype is float32)
+@fused("x positions inv_freq", _rope_rule, _lower_rope, lambda given, **_: given["x"].dtype is float32)
 def rope(x: Array, positions: Array, inv_freq: Array, *, interleaved: bool = False, scale: float = 1.0) -> Array:
     """Rotates the first R of D of x (T,H,D) by positions (T) i32 * inv_freq (R/2): pairs are (i, i + R/2), or
     (2i, 2i + 1) if interleaved. scale multiplies cos and sin (the attention factor of some rotary kinds)."""
@@ -223,7 +225,7 @@ CACHE = {"k_pages": "N K D P", "v_pages": "N K P D", "k_scales": "N K P", "v_sca
 PAGE = 32                            # what the kernels are written for; definitions take pages of any size
 
 
-def _kernel_pages(given: Given) -> bool:
+def _kernel_pages(given: Given, **_: Any) -> bool:
     *_, d, page = given["k_pages"].shape
     stored = given["k_pages"].dtype is int8 if "k_scales" in given else given["k_pages"].dtype in (float16, bfloat16)
     return page == PAGE and d % 8 == 0 and d <= 256 and stored
@@ -388,7 +390,11 @@ def _lower_quantize(kernel: str) -> Callable[..., None]:
     return lower
 
 
-@fused("w", _quantize_rule, _lower_quantize("quantize"))
+def _kernel_bits(given: Given, bits: int, group_size: int, **_: Any) -> bool:
+    return bits in (4, 8) and group_size in (16, 32, 64, 128) and all(v.dtype is not float64 for v in given.values())
+
+
+@fused("w", _quantize_rule, _lower_quantize("quantize"), _kernel_bits)
 def quantize(w: Array, group_size: int = 64, bits: int = 4) -> tuple[Array, Array, Array]:
     """w (…, K) -> codes (…, K * bits / 32) uint32, scales and biases (…, K / group_size), by MLX's arithmetic: the edge
     of larger magnitude and 0 are exact; w = scale * code + bias."""
@@ -431,7 +437,7 @@ def _dequantize_rule(given: Given, group_size: int, bits: int) -> list[Aval]:
     return [(_dequantized("dequantize", given, group_size, bits), given["scales"].dtype)]
 
 
-@fused("w scales biases", _dequantize_rule, _lower_quantize("dequantize"))
+@fused("w scales biases", _dequantize_rule, _lower_quantize("dequantize"), _kernel_bits)
 def dequantize(w: Array, scales: Array, biases: Array, group_size: int = 64, bits: int = 4) -> Array:
     """Codes (…, K * bits / 32), scales and biases (…, K / group_size) -> (…, K) of the scales' dtype."""
     codes = ops.reshape(_codes(w, bits), (*scales.shape, group_size))
@@ -473,7 +479,7 @@ def _lower_quantized_take(lo: Lowering, node: Node, given: Given) -> None:
 def quantized_take(w: Array, scales: Array, biases: Array, indices: Array, group_size: int = 64,
                    bits: int = 4) -> Array:
     """Rows of a quantized matrix (N, K) at integer indices, float32."""
-    picked = [ops.take(a, indices, 0) for a in (w, scales, biases)]
-    return dequantize(*picked, group_size, bits).astype(float32)
+    codes, *sides = (ops.take(a, indices, 0) for a in (w, scales, biases))
+    return dequantize(codes, *(s.astype(float32) for s in sides), group_size, bits)
 
 

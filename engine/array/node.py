@@ -10,6 +10,7 @@ import numpy as np
 
 from .dtypes import Dtype
 
+MANY = 1 << 30
 Shape = tuple[int, ...]
 Aval = tuple[Shape, Dtype]
 
@@ -110,6 +111,10 @@ class Value:
         return value
 
 
+def no_value(value: Value) -> ValueError:
+    return ValueError(f"[eval] a placeholder {value.dtype}{show(value.shape)} has no value: pass it as an input")
+
+
 def contiguous_strides(shape: Shape) -> Shape:
     """Row-major strides in elements. A symbolic size must not be part of any stride."""
     strides, step = [], 1
@@ -128,9 +133,10 @@ def is_contiguous(shape: Shape, strides: Shape) -> bool:
     return True
 
 
-def check_symbolic(name: str, shape: Shape) -> None:
+def check_symbolic(name: str, shape: Shape, ones: int = MANY) -> None:
+    """A symbolic axis must lead; `ones` axes of size 1 before it do no harm."""
     for axis, size in enumerate(shape):
-        if isinstance(size, Dim) and any(s != 1 for s in shape[:axis]):
+        if isinstance(size, Dim) and (axis > ones or any(s != 1 for s in shape[:axis])):
             raise ValueError(f"[{name}] axis {axis} of {show(shape)} is symbolic and must lead")
 
 

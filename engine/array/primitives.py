@@ -8,7 +8,8 @@ from .dtypes import Dtype, bool_, float32, int32, uint32, uint64
 from .node import Aval, Dim, Node, Primitive, Shape, Value, show
 
 if TYPE_CHECKING:
-    from .plan import Lowering, View
+    from .lowering import Lowering
+    from .plan import View
 
 TABLE: dict[str, Primitive] = {}
 Params = dict[str, Any]
@@ -181,13 +182,8 @@ def _lower_slice_update(lo: Lowering, node: Node) -> None:
     if x in lo.scalars:
         lo.fill(x, target := lo.new(x.shape, x.dtype))
     else:
-        target = lo.update(x, 1 + (x is update))
-    window = _window(target, node.params["start"], node.params["step"], update.shape)
-    if update in lo.views and lo.views[update].storage is target.storage:
-        lo.copy(lo.views[update], fresh := lo.new(update.shape, update.dtype))     # the two may overlap
-        lo.copy(fresh, window)
-    else:
-        lo.write(update, window)
+        target = lo.update(x)
+    lo.write(update, _window(target, node.params["start"], node.params["step"], update.shape))
     lo.place(node.values()[0], target)
 
 

@@ -1,5 +1,5 @@
-// Threads, barriers and the cores that we may use. A wait spins for about 30 µs (a step's imbalance is shorter),
-// yields for a while (somebody else may need the core), then sleeps: a busy machine slows down, it does not collapse.
+// Threads, barriers and the cores that we may use. A wait spins for at most 30 µs (a step's imbalance is shorter), then
+// sleeps: a busy machine slows down, it does not collapse. Yielding instead gives away a time slice of milliseconds.
 #include "pool.h"
 
 #include <chrono>
@@ -28,10 +28,14 @@ void pause() {
 
 // PAUSE takes 10 to 150 cycles, depending on the processor: count how many fill the time.
 int pauses_in(double microseconds) {
-  const auto begin = std::chrono::steady_clock::now();
-  for (int i = 0; i < 200; i++) pause();
-  const std::chrono::duration<double, std::micro> each = (std::chrono::steady_clock::now() - begin) / 200;
-  return each.count() > 0 ? int(microseconds / each.count()) : 1000;
+  double shortest = 1;             // of a hundred; the least of five, should something else take the core
+  for (int i = 0; i < 5; i++) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int k = 0; k < 100; k++) pause();
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+    if (took.count() < shortest) shortest = took.count();
+  }
+  return int(microseconds / 10 / shortest) + 1;
 }
 
 std::string first_line(const std::string& path) {
@@ -82,10 +86,8 @@ int usable_cores() {
   return cores < 1 ? 1 : cores;
 }
 
-Pool::Pool(int threads) : size_(threads), local_(threads, nullptr) {
-  const bool crowded = threads > usable_cores();  // then whoever we wait for needs this core
-  spins_ = crowded ? 20 : pauses_in(30);
-  yields_ = crowded ? 20 : 200;
+Pool::Pool(int threads)
+    : size_(threads), spins_(pauses_in(threads > usable_cores() ? 0.5 : 30)), patience_(threads), local_(threads, nullptr) {
   for (int id = 1; id < threads; id++) workers_.emplace_back(&Pool::work, this, id);
 }
 
@@ -98,15 +100,18 @@ Pool::~Pool() {
   std::free(shared_);
 }
 
-template <class Ready> void Pool::wait(Ready ready) {
-  for (int i = 0; i < spins_; i++) {
-    if (ready()) return;
+// Spins, then sleeps. Where spinning was in vain the next spin is half as long: whoever we wait for may need this very
+// core (on a busy machine that made steps 50 times faster). One spin in 16 is a full one, to notice that calm is back.
+template <class Ready> void Pool::wait(Patience& patience, Ready ready) {
+  const int spins = ++patience.waits % 16 ? spins_ >> patience.failures : spins_;
+  for (int i = 0; i < spins; i++) {
+    if (ready()) {
+      patience.failures = 0;
+      return;
+    }
     pause();
   }
-  for (int i = 0; i < yields_; i++) {
-    if (ready()) return;
-    std::this_thread::yield();
-  }
+  if (patience.failures < 6) patience.failures++;
   std::unique_lock<std::mutex> lock(mutex_);
   sleepers_++;
   wake_.wait(lock, ready);
@@ -121,8 +126,9 @@ void Pool::notify() {
 }
 
 void Pool::work(int id) {
+  Patience idle;
   for (uint32_t seen = 0;; seen++) {
-    wait([&] { return jobs_.load() != seen; });
+    wait(idle, [&] { return jobs_.load() != seen; });
     if (quit_) return;
     Team team{id, size_, shared_, local_[id], this};
     job_(context_, team);
@@ -151,13 +157,13 @@ std::string Pool::run(bool alone, void (*job)(void*, Team&), void* context, size
   }
   Team team{0, alone ? 1 : size_, shared_, local_[0], this};
   job(context, team);
-  if (!alone) wait([&] { return running_.load() == 0; });
+  if (!alone) wait(patience_[0], [&] { return running_.load() == 0; });
   return message_;
 }
 
-void Pool::barrier(int size) {
+void Pool::barrier(Team& team) {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1) + 1 < size) return wait([&] { return phase_.load() != phase; });
+  if (arrived_.fetch_add(1) + 1 < team.size) return wait(patience_[team.id], [&] { return phase_.load() != phase; });
   arrived_.store(0, std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
   stop_ = failed_;
@@ -171,7 +177,7 @@ void Pool::fail(const char* text) {
   failed_ = true;
 }
 
-void Team::barrier() { pool->barrier(size); }
+void Team::barrier() { pool->barrier(*this); }
 
 int64_t Team::take(int64_t chunk) { return pool->next_.fetch_add(chunk, std::memory_order_relaxed); }
 

@@ -28,17 +28,19 @@ class Pool {
  private:
   friend struct Team;
   void work(int id);
-  void barrier(int size);
+  void barrier(Team& team);
   void fail(const char* text);
-  template <class Ready> void wait(Ready ready);
+  struct alignas(64) Patience { int failures = 0, waits = 0; };  // of one thread, see wait()
+  template <class Ready> void wait(Patience& patience, Ready ready);
   void notify();
 
   const int size_;
-  int spins_, yields_;            // how long a wait burns the core before it sleeps
+  const int spins_;               // how long a wait burns the core, at most, before it sleeps
   void (*job_)(void*, Team&) = nullptr;
   void* context_ = nullptr;
   bool stop_ = false, quit_ = false;
   std::vector<std::thread> workers_;
+  std::vector<Patience> patience_;
   std::vector<char*> local_;      // workspaces, grown on demand
   char* shared_ = nullptr;
   size_t local_bytes_ = 0, shared_bytes_ = 0;

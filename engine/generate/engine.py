@@ -64,8 +64,8 @@ class Engine:
         axes |= {"P": per_sequence, "H": self.max_context, "8": 8}
         self._arrays = {n: np.zeros([int(axes[a]) for a in shape], dtype) for n, (shape, dtype) in INPUTS.items()}
         results = np.zeros(max_sequences, np.int32), np.zeros(max_sequences, np.float32)
-        self._ids, self._logprobs = map(memoryview, results)  # one number of a memoryview costs a tenth of NumPy's
-        self._numbers = {name: memoryview(array) for name, array in self._arrays.items()}
+        self._ids, self._logprobs = (array.data for array in results)  # memoryviews: single numbers at little cost
+        self._numbers = {name: array.data for name, array in self._arrays.items()}
         size = len(self.pages.references)
         self.cache = [_layer_cache(size, heads, dim, cache_dtype) for heads, dim, *_ in model.cache_spec()]
         self.cache_bytes = sum(array.nbytes for array in _flat(self.cache)) // (size * PAGE)  # of a token, all layers

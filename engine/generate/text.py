@@ -3,9 +3,8 @@
 import resource
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from .engine import Engine
 from .sampling import Sampling
@@ -13,8 +12,7 @@ from .sequence import Sequence
 from .stop import Stops
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """One generated token; `text` is what it makes certain, possibly nothing yet."""
 
     text: str

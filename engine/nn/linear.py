@@ -19,7 +19,8 @@ class Linear(Module):
         return y if self.bias is None else y + self.bias
 
     def to_quantized(self, group_size: int = 64, bits: int = 4) -> QuantizedLinear:
-        new = QuantizedLinear(*self.weight.shape[::-1], bias=False, group_size=group_size, bits=bits)
+        rows, columns = self.weight.shape
+        new = QuantizedLinear(columns, rows, bias=False, group_size=group_size, bits=bits)
         new.weight, new.scales, new.biases = mx.quantize(self.weight, group_size, bits)
         new.bias = self.bias
         return new
@@ -57,7 +58,8 @@ class Embedding(Module):
         return x @ self.weight.T
 
     def to_quantized(self, group_size: int = 64, bits: int = 4) -> QuantizedEmbedding:
-        new = QuantizedEmbedding(*self.weight.shape, group_size=group_size, bits=bits)
+        rows, columns = self.weight.shape
+        new = QuantizedEmbedding(rows, columns, group_size=group_size, bits=bits)
         new.weight, new.scales, new.biases = mx.quantize(self.weight, group_size, bits)
         return new
 

@@ -14,9 +14,9 @@ from lazulite.engine import cpu  # noqa: E402
 @pytest.fixture(params=["native", "numpy"])
 def runtime(request, monkeypatch):
     """The CPU runtime, whose kernels run fused ops, and a NumPy one, where their definitions run."""
-    plan = importlib.import_module("lazulite.engine.array.plan")
     evaluate = importlib.import_module("lazulite.engine.array.evaluate")
     chosen = cpu.runtime() if request.param == "native" else NumpyRuntime()
-    monkeypatch.setattr(plan, "runtime", lambda: chosen)
+    for part in ("plan", "lowering"):
+        monkeypatch.setattr(importlib.import_module(f"lazulite.engine.array.{part}"), "runtime", lambda: chosen)
     monkeypatch.setattr(evaluate, "PLANS", evaluate.Cache())
     return chosen

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-CODES = "? u1 u2 u4 u8 i1 i2 i4 i8 f2 u2 f4 f8 c8".split()
+CODES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "u2", "f4", "f8", "c8"]
 BFLOAT16 = 10
 _vectorized = {name: np.vectorize(getattr(math, name), otypes=[np.float64]) for name in ("erf",)}
 
@@ -26,8 +26,10 @@ def _floor_div(a, b):
 
 
 OPS = {
-    "neg": np.negative, "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "sqrt": np.sqrt,
-    "rsqrt": lambda a: 1 / np.sqrt(a), "square": np.square, "reciprocal": lambda a: 1 / a, "exp": np.exp, "expm1": np.expm1,
+    "neg": np.negative, "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a), "square": np.square, "reciprocal": lambda a: 1 / a, "exp": np.exp,
+    "expm1": np.expm1,
     "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "erf": _vectorized["erf"], "sigmoid": _sigmoid,
@@ -56,7 +58,7 @@ def store(out, value):
 
 def elementwise(outs, ins, ints, floats):
     dtype = (np.float32, np.float64, np.int64, np.uint64)[ints[0]]
-    count, n_const, rest = ints[1], ints[2], list(ints[3:])
+    count, rest = ints[1], list(ints[3:])
     registers = [load(*i).astype(dtype) for i in ins] + [np.asarray(f, dtype) for f in floats]
     registers += [None] * (64 - len(registers))
     names = list(OPS)
@@ -140,10 +142,12 @@ class NumpyRuntime:
                 return np.empty(shape, dtype), view.dtype == BFLOAT16
             base = plan.arena.ctypes.data if view.buffer == 0 else pointers[view.buffer]
             window = SimpleNamespace(__array_interface__={
-                "version": 3, "typestr": dtype.str, "shape": shape, "strides": tuple(s * dtype.itemsize for s in view.strides),
+                "version": 3, "typestr": dtype.str, "shape": shape,
+                "strides": tuple(s * dtype.itemsize for s in view.strides),
                 "data": (base + view.offset, False)})
             return np.asarray(window), view.dtype == BFLOAT16
 
         with np.errstate(all="ignore"):
             for step in plan.steps:
-                KERNELS[step.kernel]([array(v) for v in step.outputs], [array(v) for v in step.inputs], step.ints, step.floats)
+                KERNELS[step.kernel]([array(v) for v in step.outputs], [array(v) for v in step.inputs], step.ints,
+                                     step.floats)

@@ -112,6 +112,10 @@ def test_bad_input_is_two_lines_that_name_it(tmp_path: Path, args: list[str], co
     assert done.stdout == ""
 
 
+def test_no_command_is_answered_with_the_help() -> None:
+    assert llm(code=2).stderr.startswith("Usage: llm [OPTIONS] COMMAND")
+
+
 def test_debug_shows_the_traceback() -> None:
     with start("generate", "-p", "hi", "-m", "./no/such", env={**os.environ, "LAZULITE_DEBUG": "1"}) as process:
         assert process.stderr and "Traceback" in process.stderr.read()
@@ -191,3 +195,18 @@ def test_convert_writes_a_folder_that_generates(tmp_path: Path) -> None:
 def test_models_lists_and_shows_the_default() -> None:
     assert "SmolLM2-135M-Instruct" in llm("models", "list").stdout
     assert "model_type               llama" in llm("models", "show").stdout
+
+
+def test_models_in_the_cache_are_listed_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert "someone/tiny" in llm("models", "list").stdout
+    llm("models", "rm", "someone/tiny", text="n\n")
+    assert snapshot.exists()
+    llm("models", "rm", "someone/tiny", "--yes")
+    assert not snapshot.exists()
+    for order in ("rm", "show", "pull"):
+        assert "someone/tiny: not " in llm("models", order, "someone/tiny", code=1).stderr

@@ -89,7 +89,7 @@ sequences = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     batch=sequences,
     D=st.sampled_from([8, 40, 64, 80, 128]),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from lazulite.engine import array as mx
 from lazulite.engine.errors import UserError
 from lazulite.engine.generate import Engine, Sampling, Sequence, generate, stream_generate

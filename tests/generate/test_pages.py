@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lazulite.engine.generate import OutOfPages, Pages
 from lazulite.engine.generate.pages import PAGE, ROOT
 

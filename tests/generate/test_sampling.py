@@ -1,6 +1,7 @@
 """The rows that the kernel `sample` reads, and the limits of what may be asked."""
 
 import pytest
+
 from lazulite.engine.errors import UserError
 from lazulite.engine.generate import Sampling
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lazulite.engine.generate import Stops
 
 short = st.text("ab", min_size=1, max_size=4)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lazulite.models import read
 
 TOKENIZER = read().tokenizer()  # of the default model

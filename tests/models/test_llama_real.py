@@ -39,11 +39,6 @@ def ours():
 
 
 @pytest.fixture(scope="module")
-def engine(ours):
-    return Engine(ours[0], max_context=128)
-
-
-@pytest.fixture(scope="module")
 def theirs():
     """The file dequantized by the gguf package, names and row order as transformers has them."""
     weights = {}
@@ -65,25 +60,33 @@ def logits_of(model, ids: list[int]) -> np.ndarray:
 
 def test_logits(ours, theirs) -> None:
     model, tokenizer = ours
-    ids = tokenizer.encode("The quick brown fox jumps over the lazy dog, and then it")
+    ids = tokenizer.encode("The quick brown")  # few enough tokens for activations of 14 bits
     wanted = logits_of(theirs, ids)
-    error = np.abs(np.asarray(model(mx.array(ids, dtype=mx.int32))) - wanted)
-    assert error.max() <= 0.03 * np.abs(wanted).max()
-    assert np.asarray(model(mx.array(ids[:1], dtype=mx.int32)))[0] == pytest.approx(wanted[0], abs=2e-3)
+    assert len(ids) == 3
+    error = np.abs(np.asarray(model(mx.array(ids, dtype=mx.int32))) - wanted).max()
+    assert error <= 3e-3 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_tokens(prompt: str, ours, theirs, engine) -> None:
-    """Each of 64 tokens is the one that transformers finds likeliest after the same tokens, or tied with it."""
+@pytest.fixture(scope="module")
+def engines(ours):
+    """The engine whose steps are small enough for activations of 14 bits, and the one that reads prompts with 8."""
+    return {name: Engine(ours[0], max_context=128, max_step=step) for name, step in (("exact", 4), ("fast", 512))}
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [("exact", p) for p in PROMPTS] + [("fast", p) for p in PROMPTS[:4]])
+def test_greedy_tokens(kind: str, prompt: str, ours, theirs, engines) -> None:
+    """Each of 64 tokens is the one that transformers finds likeliest after the same tokens, or close to it."""
     model, tokenizer = ours
     ids = tokenizer.encode(prompt)
-    answer = stream_generate(model, tokenizer, prompt, engine=engine, max_tokens=64, temp=0.0, ignore_eos=True)
+    answer = stream_generate(
+        model, tokenizer, prompt, engine=engines[kind], max_tokens=64, temp=0.0, ignore_eos=True
+    )
     tokens = [response.token for response in answer]
     wanted = logits_of(theirs, ids + tokens)[len(ids) - 1 : -1]
     behind = wanted.max(1) - wanted[np.arange(len(tokens)), tokens]
-    ties = {i: float(gap) for i, gap in enumerate(behind) if gap}
-    print(f"{prompt!r}: {len(tokens)} tokens, ties {ties}")
-    assert len(tokens) == 64 and behind.max() <= TIE, ties
+    ties = {i: float(x) for i, x in enumerate(behind) if x}
+    print(f"{kind} {prompt!r}: ties {ties}")
+    assert len(tokens) == 64 and behind.max() <= {"exact": TIE, "fast": 0.3}[kind], ties
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ LZ_INLINE void amx_begin() {
   struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {};
   config.palette = 1;
   for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
-  _tile_loadconfig(&config);
+  // GCC 12's intrinsics do not say that ldtilecfg reads 64 bytes, nor that tiles are loaded from memory
+  asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
 // x[0..K) -> token t of a block [K / 32][32 tokens][32] of bf16, and if SPLIT, `rest` bytes after it, of what bf16 left of x.
@@ -71,6 +72,7 @@ static void amx_expand(const char* codes, int64_t stride, int64_t K, int group, 
 template <bool SPLIT> static void amx_tile(const uint32_t* panel, int64_t K, const char* acts, bool half, int64_t rest, float* y, bool add) {
   constexpr int STEP = AMX_ROWS * 4;
   float* y1 = y + 16 * AMX_ROWS;
+  asm volatile("" : : : "memory");
   if (add) {
     _tile_loadd(0, y, STEP); _tile_loadd(1, y + 16, STEP);
     _tile_loadd(2, y1, STEP); _tile_loadd(3, y1 + 16, STEP);

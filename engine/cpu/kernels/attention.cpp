@@ -13,121 +13,27 @@
 //
 // Work is one line: the pages of every (sequence, tile, kv head), weighed by rows, cut into even chunks. A cut may fall
 // inside an item; then its parts leave (m, l, o) in shared memory and are merged after a barrier.
-#include "../simd.h"
+#include "vectors.h"
 
 LZ_NAMESPACE_BEGIN
 
 constexpr int PAGE = 32;                     // tokens
 constexpr int CHUNK = 4;                     // pages between two updates of the running maximum
-constexpr int AHEAD = 2;                      // pages between what is read and what is asked for, at most CHUNK
-constexpr int SCORES = 32 * CHUNK * PAGE;    // of a block of rows
-constexpr float LOG2E = 1.44269504f;
+constexpr int AHEAD = 2;                     // pages between what is read and what is asked for, at most CHUNK
+constexpr int ROWS = W == 16 ? 8 : 6;        // of the register tile: with two vectors a row it must not spill
 constexpr float NONE = -1e30f, LOWEST = -1e29f;  // a score that is not seen, and what a maximum starts from
 
-// Native vectors: the register tile below must stay in registers, which 64-byte vectors do not on AVX2.
-#if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 8;
-#elif defined(__AVX2__)
-constexpr int W = 8, ROWS = 6;
-#else
-constexpr int W = 4, ROWS = 6;
-#endif
-typedef float vec __attribute__((vector_size(W * 4)));
-typedef int32_t ivec __attribute__((vector_size(W * 4)));
-typedef float vec8 __attribute__((vector_size(32)));  // D is a multiple of 8
-
-struct f16 { uint16_t bits; };
-struct bf16 { uint16_t bits; };
-
-template <class V> struct Lanes;             // the integer vectors beside V
-template <> struct Lanes<f32x> { typedef u16x u16; typedef u32x u32; typedef int8_t i8 __attribute__((vector_size(16))); typedef i32x i32; };
-template <> struct Lanes<vec8> {
-  typedef uint16_t u16 __attribute__((vector_size(16)));
-  typedef uint32_t u32 __attribute__((vector_size(32)));
-  typedef int8_t i8 __attribute__((vector_size(8)));
-  typedef int32_t i32 __attribute__((vector_size(32)));
-};
-typedef float vec4 __attribute__((vector_size(16)));
-template <> struct Lanes<vec4> {
-  typedef uint16_t u16 __attribute__((vector_size(8)));
-  typedef uint32_t u32 __attribute__((vector_size(16)));
-  typedef int8_t i8 __attribute__((vector_size(4)));
-  typedef int32_t i32 __attribute__((vector_size(16)));
-};
-
-template <class V> LZ_INLINE V get(const float* p) { return load<V>(p); }
-template <class V> LZ_INLINE V get(const bf16* p) {
-  return (V)(__builtin_convertvector(load<typename Lanes<V>::u16>(p), typename Lanes<V>::u32) << 16);
-}
-template <class V> LZ_INLINE V get(const int8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(load<typename Lanes<V>::i8>(p), typename Lanes<V>::i32), V);
-}
-template <class V> LZ_INLINE V get(const f16* p) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#endif
-#if defined(__F16C__)
-  if constexpr (sizeof(V) == 32) return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#endif
-  typedef typename Lanes<V>::u32 U;
-  const U h = __builtin_convertvector(load<typename Lanes<V>::u16>(p), U), sign = (h & 0x8000) << 16, mag = h & 0x7fff;
-  const U special = (U)(mag >= 0x7c00) & 0x7f800000;
-  return (V)((U)((V)(mag << 13) * 0x1p112f) | special | sign);
-}
-
-template <class V> LZ_INLINE V larger(V a, V b) { return a > b ? a : b; }
-#if defined(__AVX512F__)
-LZ_INLINE float total(vec v) { return sum(v); }
-LZ_INLINE float top(vec v) { return max_of(v); }
-#else
-LZ_INLINE float total(vec v) {
-  vec4 part[W / 4];
-  memcpy(part, &v, sizeof v);
-  for (int i = 1; i < W / 4; i++) part[0] += part[i];
-  return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
-}
-LZ_INLINE float top(vec v) {
-  vec4 part[W / 4];
-  memcpy(part, &v, sizeof v);
-  for (int i = 1; i < W / 4; i++) part[0] = larger(part[0], part[i]);
-  return larger(larger(part[0][0], part[0][2]), larger(part[0][1], part[0][3]));
-}
-#endif
-
-// 2^x to 2e-7 for x <= 127, 0 below -126: a polynomial in what x exceeds its floor by, scaled.
-LZ_INLINE vec exp2(vec x) {
-#if defined(__AVX512F__)
-  const vec r = (vec)_mm512_reduce_ps((__m512)x, 1);
-#else
-  x = x > -126.0f ? x : vec{} - 150.0f;
-  const vec magic = vec{} + 12582912.0f, n = (x - 0.5f + magic) - magic, r = x - n;
-#endif
-  vec p = 0.00186713008f * r + 0.0090170303f;
-  p = p * r + 0.0557999131f;
-  p = p * r + 0.24016445f;
-  p = p * r + 0.693151312f;
-  p = p * r + 1.0f;
-#if defined(__AVX512F__)
-  return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-  const ivec e = __builtin_convertvector(n, ivec);
-  return (vec)(((ivec)p + (e << 23)) & (e > -127));
-#endif
-}
-LZ_INLINE float exp2(float x) { return exp2(vec{} + x)[0]; }
-
-// The register tile: c[r] = keep[r] · c[r] + Σ_k a[r][k] b[k] for R rows and NV vectors; b is converted as it is loaded, and
-// the row of b that will be wanted `ahead` bytes later is asked for. Both products of attention are this loop.
+// The register tile: c[r] (+)= Σ_k a[r][k] b[k] for R rows and NV vectors; b is converted as it is loaded, and what lies
+// `ahead` bytes further, wanted two pages later, is asked for. Both products of attention are this loop.
 template <int R, int NV, class V, class T>
-static void tile(const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs, const float* keep,
-                 int64_t ahead) {
+static void tile(bool add, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs, int64_t ahead) {
   constexpr int N = sizeof(V) / 4;
   V acc[R][NV];
   for (int r = 0; r < R; r++)
-    for (int j = 0; j < NV; j++) acc[r][j] = keep ? keep[r] * load<V>(c + r * cs + j * N) : V{};
+    for (int j = 0; j < NV; j++) acc[r][j] = add ? load<V>(c + r * cs + j * N) : V{};
   for (int k = 0; k < depth; k++, b += bs) {
     V row[NV];
-    if (sizeof(T) < 4) __builtin_prefetch((const char*)b + ahead, 0, 2);
+    if (ahead) __builtin_prefetch((const char*)b + ahead, 0, 2);
     for (int j = 0; j < NV; j++) row[j] = get<V>(b + j * N);
     for (int r = 0; r < R; r++)
       for (int j = 0; j < NV; j++) acc[r][j] += a[r * as + k] * row[j];
@@ -149,14 +55,13 @@ template <int NV, class V, class T, class... Rest> LZ_INLINE void tile_of(int ro
   }
 }
 
-// n columns of c, a multiple of 8.
-template <class T>
-static void product(int rows, int n, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs,
-                    const float* keep, int64_t ahead) {
+template <class T>  // n columns of c, a multiple of 8
+static void product(int rows, int n, bool add, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c,
+                    int64_t cs, int64_t ahead) {
   int j = 0;
-  for (; j + 2 * W <= n; j += 2 * W) tile_of<2, vec, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
-  for (; j + W <= n; j += W) tile_of<1, vec, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
-  if (j < n) tile_of<1, vec8, T>(rows, a, as, b + j, bs, depth, c + j, cs, keep, ahead);
+  for (; j + 2 * W <= n; j += 2 * W) tile_of<2, vec, T>(rows, add, a, as, b + j, bs, depth, c + j, cs, ahead);
+  for (; j + W <= n; j += W) tile_of<1, vec, T>(rows, add, a, as, b + j, bs, depth, c + j, cs, ahead);
+  if (j < n) tile_of<1, vec8, T>(rows, add, a, as, b + j, bs, depth, c + j, cs, ahead);
 }
 
 struct Args {
@@ -180,7 +85,8 @@ struct Args {
     scale = (float)s.floats[0] * (c > 0 ? 1 / c : LOG2E), cap = c * LOG2E;
     group = (int)(H / K);
     const int fit = 16384 / D < 256 ? 16384 / D : 256;
-    tokens = fit > group ? fit / group : 1, rows = tokens * group;
+    const int step = group % 32 ? 32 / (group & -group) : 1;         // tokens that fill whole blocks of 32 rows
+    tokens = fit >= step * group ? fit / group / step * step : fit > group ? fit / group : 1, rows = tokens * group;
   }
   int width() const { return (D + 31) & ~31; }                            // of a row of q and o
   int padded() const { return (rows + 31) & ~31; }                        // rows, in whole pairs of AMX tiles
@@ -204,11 +110,6 @@ LZ_INLINE Range seen(const Args& a, const Tile& t, int row) {
   const int low = own + 1 - a.window;
   return {a.window && low > 0 ? low : 0, a.causal ? own + 1 : length};
 }
-
-LZ_INLINE void put(float* p, vec v) { store(p, v); }
-#if defined(__AVX512BF16__)
-LZ_INLINE void put(bf16* p, vec v) { store(p, _mm512_cvtneps_pbh((__m512)v)); }
-#endif
 
 // Scores of n tokens from position `at` become weights e^(s - m), m and l are brought up to date; returns what the old sum
 // and output shrink by. Scales of an int8 cache belong to its tokens: k's to the scores, v's to the weights.
@@ -244,19 +145,18 @@ static float weigh(const Args& a, float* s, W16* weights, int n, int at, Range s
   return keep;
 }
 
-// A thread's workspace, in floats.
+// A thread's workspace. k and v are pages expanded, to float32 or pairs of bfloat16; q = high + low, both bfloat16.
 struct Room {
   float *state, *q, *scores, *ks, *vs, *k, *v;
-  uint16_t *high, *low, *weights;            // for AMX: q = high + low, and the weights of 32 rows
+  bf16 *high, *low, *weights;
+  size_t bytes;
   Room(char* p, const Args& a) {
-    const size_t row = (size_t)a.width();
-    state = (float*)p, q = state + a.state(), scores = q + a.padded() * row, ks = scores + 2 * SCORES;
-    vs = ks + CHUNK * PAGE, k = vs + CHUNK * PAGE, v = k + CHUNK * PAGE * row;
-    high = (uint16_t*)(v + CHUNK * PAGE * row), low = high + a.padded() * row, weights = low + a.padded() * row;
-  }
-  static size_t bytes(const Args& a) {
-    const size_t row = (size_t)a.width();
-    return (a.state() + 2 * a.padded() * row + 3 * SCORES + 2 * CHUNK * PAGE + 2 * CHUNK * PAGE * row) * sizeof(float);
+    const auto take = [&](auto*& to, size_t n) { to = (decltype(&*to))p; p += n * sizeof *to; };
+    const char* begin = p;
+    const size_t row = (size_t)a.width(), rows = (size_t)a.padded() * row, tokens = CHUNK * PAGE;
+    take(state, a.state()), take(q, rows), take(scores, 32 * tokens), take(ks, tokens), take(vs, tokens);
+    take(k, tokens * row), take(v, tokens * row), take(high, rows), take(low, rows), take(weights, 32 * tokens);
+    bytes = (size_t)(p - begin);
   }
 };
 
@@ -285,63 +185,41 @@ template <class T> struct Pages {
 };
 
 template <class T> static void expand(const T* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) store(to + i, get<vec>(from + i));
-}
-
-// Rows of a tile over its pages [begin, end) of type T. Few rows multiply the pages as they lie; for many, a page is
-// expanded to float32 first.
-template <class T> static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
-  const int D = a.D, width = a.width(), length = a.lengths[t.sequence];
-  const bool direct = t.rows <= 2 * ROWS;
-  const int64_t page_values = (int64_t)PAGE * D;
-  for (int64_t p = begin; p < end; p += CHUNK) {
-    const Pages<T> pages(a, t, p, end, room);
-    const int n = pages.n, at = (int)p * PAGE;
-    for (int i = 0; !direct && i < n; i++) {
-      expand(pages.k(i), room.k + i * page_values, page_values);
-      expand(pages.v(i), room.v + i * page_values, page_values);
-    }
-    for (int row = 0; row < t.rows; row += ROWS) {
-      const int R = t.rows - row < ROWS ? t.rows - row : ROWS, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
-      const int first = low > at ? (low - at) / PAGE : 0, last = high < at + n * PAGE ? (high - at + PAGE - 1) / PAGE : n;
-      if (first >= last) continue;
-      const float* q = room.q + row * width;
-      float *s = room.scores, *o = st.o + row * width, keep[ROWS];
-      for (int i = first; i < last; i++) {
-        float* scores = s + i * PAGE;
-        if (direct) product(R, PAGE, q, width, pages.k(i), PAGE, D, scores, CHUNK * PAGE, nullptr, pages.next(i));
-        else product(R, PAGE, q, width, room.k + i * page_values, PAGE, D, scores, CHUNK * PAGE, nullptr, 0);
-      }
-      for (int r = 0; r < R; r++)
-        keep[r] = weigh(a, s + r * CHUNK * PAGE + first * PAGE, s + r * CHUNK * PAGE + first * PAGE, (last - first) * PAGE, at + first * PAGE, seen(a, t, row + r),
-                        a.k_scales ? room.ks + first * PAGE : nullptr, a.v_scales ? room.vs + first * PAGE : nullptr,
-                        st.m + row + r, st.l + row + r);
-      for (int i = first; i < last; i++) {
-        const int left = (high < length ? high : length) - at - i * PAGE, tokens = left < PAGE ? left : PAGE;
-        if (direct) product(R, D, s + i * PAGE, CHUNK * PAGE, pages.v(i), D, tokens, o, width, keep, pages.next(n + i));
-        else product(R, D, s + i * PAGE, CHUNK * PAGE, room.v + i * page_values, D, tokens, o, width, keep, 0);
-        for (int r = 0; r < R; r++) keep[r] = 1;
-      }
-    }
-  }
+  for (int64_t i = 0; i < n; i += W) put(to + i, get<vec>(from + i));
 }
 
 #if defined(__AMX_BF16__)
-// ---- AMX: tiles of 16 rows of 64 bytes; a product takes 16 rows x 32 bf16 of `a` and 16 pairs x 16 columns of `b`. ----
+// AMX: tiles of 16 rows of 64 bytes; a product takes 16 rows x 32 bf16 of `a` and 16 pairs x 16 columns of `b`.
+constexpr bool HAS_TILES = true;
 LZ_INLINE void settle() { asm volatile("" ::: "memory"); }  // tile loads do not tell the compiler what they read
+static void close_tiles() { _tile_release(); }
+
+// Configures the tiles, and splits q into two bf16 whose sum has 16 bits, so that scores are as good as k's rounding.
+static void open_tiles(const float* q, bf16* high, bf16* low, int64_t n) {
+  alignas(64) uint8_t shape[64] = {1};
+  for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+  settle();
+  _tile_loadconfig(shape);
+  for (int64_t i = 0; i < n; i += W) {
+    const vec x = load<vec>(q + i), top = (vec)((ivec)x & -65536);
+    put(high + i, top);
+    put(low + i, x - top);
+  }
+}
 
 // bf16 (a0, b0, a1, b1 …): a row of a `b` tile from two rows.
-LZ_INLINE void put_pairs(uint16_t* to, vec a, vec b) {
+LZ_INLINE void put_pairs(bf16* to, vec a, vec b) {
   typedef uint16_t u16x32 __attribute__((vector_size(64)));
-  const u16x32 order = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a)));
+  const u16x32 order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  store(to, _mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a)));
 }
 template <class T> LZ_INLINE vec get_some(const T* p, int n) {
   return n >= W ? get<vec>(p) : (vec)_mm512_zextps256_ps512((__m256)get<vec8>(p));
 }
 
 // k (D, 32) -> (width / 2, 32) pairs of d; v (32, D) -> (16, width) pairs of tokens, zero from token `there` on.
-template <class T> static void pair_up(const T* k, const T* v, uint16_t* k2, uint16_t* v2, int D, int width, int there) {
+template <class T> static void pair_up(const T* k, const T* v, bf16* k2, bf16* v2, int D, int width, int there) {
   for (int d = 0; d < width; d += 2)
     for (int j = 0; j < PAGE; j += W)
       put_pairs(k2 + d * PAGE + 2 * j, d < D ? get<vec>(k + d * PAGE + j) : vec{}, d < D ? get<vec>(k + (d + 1) * PAGE + j) : vec{});
@@ -351,79 +229,91 @@ template <class T> static void pair_up(const T* k, const T* v, uint16_t* k2, uin
                 i + 1 < there ? get_some(v + (i + 1) * D + d, D - d) : vec{});
 }
 
-// c (32, 32) f32 += (or =) Σ over `depth` steps of 32 of a (32 rows of 32 bf16 a step) · b; strides in bytes.
-template <bool ADD, bool TWO>
-static void tile_product(const uint16_t* a, const uint16_t* a_low, int64_t as, int64_t a_step, const uint16_t* b, int64_t bs,
-                         int64_t b_step, int depth, float* c, int64_t cs) {
-  const int64_t half = 16 * as;
-  char *c2 = (char*)c + 16 * cs;
-  if (ADD) {
-    _tile_loadd(0, c, cs); _tile_loadd(1, c + 16, cs); _tile_loadd(2, c2, cs); _tile_loadd(3, c2 + 64, cs);
+// c (32, 32) f32 (+)= Σ over `depth` steps of a (32 rows of 32 bf16, and their low parts, if any) · b; strides in bytes.
+static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as, const bf16* b, int64_t bs, int64_t b_step,
+                         int depth, float* c, int64_t cs) {
+  char *c0 = (char*)c, *c1 = c0 + 16 * cs;
+  settle();
+  if (add) {
+    _tile_loadd(0, c0, cs); _tile_loadd(1, c0 + 64, cs); _tile_loadd(2, c1, cs); _tile_loadd(3, c1 + 64, cs);
   } else {
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   }
   for (int k = 0; k < depth; k++) {
-    const char *ak = (const char*)a + k * a_step, *bk = (const char*)b + k * b_step;
+    const char *bk = (const char*)b + k * b_step, *parts[] = {(const char*)a, (const char*)a_low};
     _tile_loadd(6, bk, bs); _tile_loadd(7, bk + 64, bs);
-    _tile_loadd(4, ak, as); _tile_loadd(5, ak + half, as);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-    if (!TWO) continue;
-    ak = (const char*)a_low + k * a_step;
-    _tile_loadd(4, ak, as); _tile_loadd(5, ak + half, as);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    for (int i = 0; i < 2 && parts[i]; i++) {
+      const char* ak = parts[i] + k * 64;
+      _tile_loadd(4, ak, as); _tile_loadd(5, ak + 16 * as, as);
+      _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
   }
-  _tile_stored(0, c, cs); _tile_stored(1, c + 16, cs); _tile_stored(2, c2, cs); _tile_stored(3, c2 + 64, cs);
+  _tile_stored(0, c0, cs); _tile_stored(1, c0 + 64, cs); _tile_stored(2, c1, cs); _tile_stored(3, c1 + 64, cs);
 }
+#else
+constexpr bool HAS_TILES = false;
+static void close_tiles() {}
+template <class... Any> static void open_tiles(Any...) {}
+template <class... Any> static void pair_up(Any...) {}
+template <class... Any> static void tile_product(Any...) {}
+#endif
 
-// As attend, 32 rows at a time. q is split into two bf16, so that scores are as good as k's rounding.
-template <class T> static void attend_tiles(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
-  static const uint8_t config[64] = {1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
-                                     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16};
-  const int width = a.width(), length = a.lengths[t.sequence];
-  const int64_t span = (int64_t)PAGE * width;
-  _tile_loadconfig(config);
-  for (int64_t i = 0; i < (int64_t)t.rows * width; i += W) {
-    const vec q = load<vec>(room.q + i), high = (vec)((i32x)q & -65536);
-    put((bf16*)room.high + i, high);
-    put((bf16*)room.low + i, q - high);
-  }
-  uint16_t *k2 = (uint16_t*)room.k, *v2 = (uint16_t*)room.v;
+// Rows of a tile over its pages [begin, end) of type T, in one of three ways: few rows multiply the pages as they lie; for
+// many, a page is expanded once, to float32, or to pairs of bfloat16 for AMX.
+enum Way { DIRECT, EXPANDED, TILED };
+template <Way WAY, class T> static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+  constexpr int BLOCK = WAY == TILED ? 32 : ROWS, LINE = CHUNK * PAGE;
+  const int D = a.D, width = a.width(), length = a.lengths[t.sequence];
+  const int64_t span = (int64_t)PAGE * width;  // of an expanded page
+  bf16 *k2 = (bf16*)room.k, *v2 = (bf16*)room.v;
+  if (WAY == TILED) open_tiles(room.q, room.high, room.low, (int64_t)t.rows * width);
   for (int64_t p = begin; p < end; p += CHUNK) {
     const Pages<T> pages(a, t, p, end, room);
     const int n = pages.n, at = (int)p * PAGE;
-    for (int i = 0; i < n; i++) pair_up(pages.k(i), pages.v(i), k2 + i * span, v2 + i * span, a.D, width, length - at - i * PAGE);
-    for (int row = 0; row < t.rows; row += 32) {
-      const int R = t.rows - row < 32 ? t.rows - row : 32, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
+    for (int i = 0; i < n; i++) {
+      if (WAY == EXPANDED) expand(pages.k(i), room.k + i * span, PAGE * D), expand(pages.v(i), room.v + i * span, PAGE * D);
+      if (WAY == TILED) pair_up(pages.k(i), pages.v(i), k2 + i * span, v2 + i * span, D, width, length - at - i * PAGE);
+    }
+    for (int row = 0; row < t.rows; row += BLOCK) {
+      const int R = t.rows - row < BLOCK ? t.rows - row : BLOCK, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
       const int first = low > at ? (low - at) / PAGE : 0, last = high < at + n * PAGE ? (high - at + PAGE - 1) / PAGE : n;
       if (first >= last) continue;
-      settle();
-      for (int i = first; i < last; i++)
-        tile_product<false, true>(room.high + row * width, room.low + row * width, 2 * width, 64, k2 + i * span, 128, 128 * 16,
-                                  width / 32, room.scores + i * PAGE, CHUNK * PAGE * 4);
-      for (int r = 0; r < R; r++) {
-        const int64_t from = r * CHUNK * PAGE + first * PAGE;
-        const float keep = weigh(a, room.scores + from, (bf16*)room.weights + from, (last - first) * PAGE, at + first * PAGE,
-                                 seen(a, t, row + r), a.k_scales ? room.ks + first * PAGE : nullptr,
-                                 a.v_scales ? room.vs + first * PAGE : nullptr, st.m + row + r, st.l + row + r);
-        float* o = st.o + (row + r) * width;
-        for (int d = 0; keep != 1 && d < width; d += W) store(o + d, load<vec>(o + d) * keep);
+      const float* q = room.q + row * width;
+      float* o = st.o + row * width;
+      for (int i = first; i < last; i++) {
+        float* s = room.scores + i * PAGE;
+        if (WAY == DIRECT) product(R, PAGE, false, q, width, pages.k(i), PAGE, D, s, LINE, pages.next(i));
+        if (WAY == EXPANDED) product(R, PAGE, false, q, width, room.k + i * span, PAGE, D, s, LINE, 0);
+        if (WAY == TILED)
+          tile_product(false, room.high + row * width, room.low + row * width, 2 * width, k2 + i * span, 4 * PAGE, 64 * PAGE,
+                       width / 32, s, 4 * LINE);
       }
-      settle();
-      for (int d = 0; d < width; d += 32)
-        tile_product<true, false>(room.weights + first * PAGE, nullptr, 2 * CHUNK * PAGE, 64, v2 + first * span + 2 * d, 4 * width,
-                                  2 * span, last - first, st.o + row * width + d, 4 * width);
+      for (int r = 0; r < R; r++) {
+        const int from = first * PAGE, cell = r * LINE + from, tokens = (last - first) * PAGE;
+        float* s = room.scores + cell;
+        const float *ks = a.k_scales ? room.ks + from : nullptr, *vs = a.k_scales ? room.vs + from : nullptr;
+        const Range see = seen(a, t, row + r);
+        const float keep = WAY == TILED ? weigh(a, s, room.weights + cell, tokens, at + from, see, ks, vs, st.m + row + r, st.l + row + r)
+                                        : weigh(a, s, s, tokens, at + from, see, ks, vs, st.m + row + r, st.l + row + r);
+        for (int d = 0; keep != 1 && d < width; d += W) put(o + r * width + d, load<vec>(o + r * width + d) * keep);
+      }
+      for (int i = first; WAY != TILED && i < last; i++) {
+        const int left = (high < length ? high : length) - at - i * PAGE, tokens = left < PAGE ? left : PAGE;
+        const float* weights = room.scores + i * PAGE;
+        if (WAY == DIRECT) product(R, D, true, weights, LINE, pages.v(i), D, tokens, o, width, pages.next(n + i));
+        if (WAY == EXPANDED) product(R, D, true, weights, LINE, room.v + i * span, D, tokens, o, width, 0);
+      }
+      for (int d = 0; WAY == TILED && d < width; d += 32)
+        tile_product(true, room.weights + first * PAGE, nullptr, 2 * LINE, v2 + first * span + 2 * d, 4 * width, 2 * span,
+                     last - first, o + d, 4 * width);
     }
   }
-  _tile_release();
+  if (WAY == TILED) close_tiles();
 }
-#endif
 
-// Many rows are worth tiles, where there are any.
 template <class T> static void attend_any(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
-#if defined(__AMX_BF16__)
-  if (t.rows > 2 * ROWS) return attend_tiles<T>(a, t, begin, end, st, room);
-#endif
-  attend<T>(a, t, begin, end, st, room);
+  if (t.rows <= 2 * ROWS) attend<DIRECT, T>(a, t, begin, end, st, room);
+  else attend<HAS_TILES ? TILED : EXPANDED, T>(a, t, begin, end, st, room);
 }
 
 static void start(const Args& a, const Tile& t, State st, const Room& room) {
@@ -583,7 +473,7 @@ static void run(const Step& s, Team& team) {
 static size_t shared(const Step& s, int threads) {
   return threads == 1 ? 0 : (size_t)(2 * CUTS * threads) * Args(s).state() * sizeof(float);
 }
-static size_t local(const Step& s, int) { return Room::bytes(Args(s)); }
+static size_t local(const Step& s, int) { return Room(nullptr, Args(s)).bytes; }
 
 static const char* check(const Step& s) {
   const int dtype = s.in[1].dtype;

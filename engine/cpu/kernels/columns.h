@@ -41,6 +41,20 @@ template <class F> LZ_INLINE void over(int64_t n, const F& f) {
   if (k < n) f(k, n - k);
 }
 
+// the low bytes of sixteen lanes (GCC 12 takes them apart one by one if left to it)
+LZ_INLINE u8x low_bytes(i32x v) {
+#if defined(__AVX512F__)
+  return (u8x)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(__SSE2__)
+  __m128i q[4];
+  v &= 255;
+  memcpy(q, &v, sizeof v);
+  return (u8x)_mm_packus_epi16(_mm_packs_epi32(q[0], q[1]), _mm_packs_epi32(q[2], q[3]));
+#else
+  return __builtin_convertvector((u32x)v, u8x);
+#endif
+}
+
 // FULL: 16 bytes of every row may be read; else only the first n, the others count as zero.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 template <bool FULL> LZ_INLINE void columns(const char* p, int64_t stride, int64_t n, i32x out[4]) {

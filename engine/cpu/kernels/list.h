@@ -15,3 +15,6 @@ LZ_KERNEL(quantized_take)     // gather.cpp
 LZ_KERNEL(softmax)            // norm.cpp
 LZ_KERNEL(rms_norm)           // norm.cpp
 LZ_KERNEL(layer_norm)         // norm.cpp
+LZ_KERNEL(matmul)             // matmul.cpp
+LZ_KERNEL(quantize)           // quantize.cpp
+LZ_KERNEL(dequantize)         // quantize.cpp

@@ -41,13 +41,13 @@ template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, 
   const float top = PASSES == 2 ? 16256.0f : 127.0f;
   float *d = c.d(block) + m, *d_sum = d + c.groups() * M;
   const auto put_codes = [&](int64_t k, int pass, i32x n) __attribute__((always_inline)) {
-    const u8x codes = code_order<BITS>(__builtin_convertvector((u32x)n, u8x));
+    const u8x codes = code_order<BITS>(low_bytes(n));
     char* to = block + (pass * c.K + k) * M + 4 * m;
     uint32_t quads[4];
     memcpy(quads, &codes, 16);
     for (int j = 0; j < 4; j++) memcpy(to + 4 * M * j, quads + j, 4);
   };
-  for (int64_t k = 0; k < c.K; k += c.A) {
+  for (int64_t k = 0; k < c.K; k += c.A, d += M, d_sum += M) {
     const bool real = k < K;
     f32x most{};
     for (int i = 0; real && i < c.A; i += LANES) {
@@ -63,8 +63,8 @@ template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, 
       put_codes(k + i, 0, high);
       if (PASSES == 2) put_codes(k + i, 1, t - (high << 7));
     }
-    d[k / c.A * M] = largest / top;
-    d_sum[k / c.A * M] = largest / top * sum(__builtin_convertvector(total, f32x));  // whole numbers below 2^24: exact
+    *d = largest / top;
+    *d_sum = *d * sum(__builtin_convertvector(total, f32x));  // whole numbers below 2^24: exact
   }
 }
 
@@ -119,7 +119,7 @@ struct Rows {
 template <int BITS, int A, int M, int PASSES>
 static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y) {
   constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1, QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
-  const int64_t block = LANES * w.stride, ahead = block > 8192 ? block : 8192;
+  const int64_t block = LANES * w.stride, ahead = block > 16384 ? block : 16384;
   const int share = w.group / A == 2;  // two activation groups to a scale
   f32x sum[M] = {};
   const float* d = c.d(acts);

@@ -26,7 +26,7 @@ float get_float(const View& v, int64_t row, int64_t column) {
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef uint8_t u8x8 __attribute__((vector_size(8)));
 void pack(int bits, i32x q, char* to) {
-  const u8x bytes = __builtin_convertvector((u32x)q, u8x);
+  const u8x bytes = low_bytes(q);
   const u16x8 pairs = (u16x8)bytes;
   const u8x8 nibbles = __builtin_convertvector(pairs | pairs >> 4, u8x8);
   if (bits == 8) memcpy(to, &bytes, 16);

@@ -1,17 +1,17 @@
 // reduce: o[0]: the kept axes; i[0]: a view of the kept axes, then n_red reduced ones, any strides. ints = [op, n_red]; op:
 // 0 sum 1 prod 2 max 3 min 4 any 5 all 6 argmax 7 argmin (first index wins, NaN before all; n_red = 1; out uint32).
-// Bytes moved: the input once. float16/bfloat16/float32 are folded as floats over at most 512 items and these
+// Bytes moved: the input once. float16/bfloat16/float32 are folded as floats over at most 1024 items and these
 // parts as doubles (an error below that of pairwise summation), integers as 64-bit integers.
 //
-// Two loops: along the reduced axes, for one result at a time, and where neighbours in memory belong to different results
-// (a sum over the rows of a matrix), for 1024 results at once. When results are few, the reduced range is cut into chunks, whose
+// Two loops: along the reduced axes, for one result at a time; and for 1024 results at once, where neighbours in memory
+// belong to different results (a sum over the rows of a matrix) or few items belong to each. When results are few, the reduced range is cut into chunks, whose
 // parts meet in the shared workspace. Chunks depend on shapes only, so a result does not depend on the number of threads.
 #include "../functions.h"
 #include "../rows.h"
 
 LZ_NAMESPACE_BEGIN
 
-constexpr int64_t RUN = 512, WIDTH = 1024, CHUNK = 65536;  // items folded at once, results side by side, items of a chunk
+constexpr int64_t RUN = 1024, WIDTH = 1024, CHUNK = 65536;  // items folded at once, results side by side, items of a chunk
 
 template <class T> struct Limits { static constexpr T low = T(1) << 63, high = ~low; };
 template <> struct Limits<uint64_t> { static constexpr uint64_t low = 0, high = ~low; };
@@ -40,10 +40,13 @@ template <class Op, class T> LZ_INLINE T fold(const T* x, int64_t n) {
     f32x part[4] = {splat(total), splat(total), splat(total), splat(total)};
     for (; k + 4 * LANES <= n; k += 4 * LANES)
       for (int j = 0; j < 4; j++) part[j] = Op::of(part[j], loadf(x + k + j * LANES));
-    const f32x all = Op::of(Op::of(part[0], part[1]), Op::of(part[2], part[3]));
-    for (int j = 0; k && j < LANES; j++) total = Op::of(total, all[j]);
+    float lanes[LANES];
+    store(lanes, Op::of(Op::of(part[0], part[1]), Op::of(part[2], part[3])));
+    for (int half = LANES / 2; half; half /= 2)
+      for (int j = 0; j < half; j++) lanes[j] = Op::of(lanes[j], lanes[j + half]);
+    total = lanes[0];
   }
-  for (; k < n; k++) total = Op::of(total, x[k]);
+  for (const T *rest = x + k, *end = x + n; rest < end; rest++) total = Op::of(total, *rest);
   return total;
 }
 
@@ -63,7 +66,7 @@ static Shape shape_of(const Step& s) {
   h.kept = merge_axes(views, 2, h.kept_strides);
   h.reduced = merge_axes(&reduced, 1, h.reduced_strides);
   const int64_t beside = h.kept_strides[1][h.kept.n - 1], along = h.reduced_strides[0][h.reduced.n - 1];
-  h.side_by_side = s.ints[0] < 6 && h.kept.shape[h.kept.n - 1] >= LANES && beside == 1 && along != 1;
+  h.side_by_side = s.ints[0] < 6 && h.kept.shape[h.kept.n - 1] >= LANES && (h.reduced.size < 2 * LANES || (beside == 1 && along != 1));
   h.tile = h.side_by_side ? WIDTH : 1;
   h.tiles = (h.kept.size + h.tile - 1) / h.tile;
   const int64_t wanted = h.tiles < 32 ? h.reduced.size * (h.side_by_side ? h.kept.size / h.tiles : 1) / CHUNK : 1;
@@ -108,11 +111,12 @@ template <class Op, class T, class W> LZ_INLINE void fold_beside(const View& x, 
   const Load<T> load = loader<T>(x.dtype);
   int64_t index[LZ_MAX_DIMS], at[LZ_MAX_DIMS];
   seek(h.kept, first, index);
-  const bool one_run = index[last] + n <= h.kept.shape[last], direct = one_run && Same<T, float>::value && x.dtype == LZ_F32 && n % LANES == 0;
+  const bool one_run = h.kept_strides[1][last] == 1 && index[last] + n <= h.kept.shape[last];
+  const bool direct = one_run && Same<T, float>::value && x.dtype == LZ_F32 && n % LANES == 0;
   for (int64_t k = 0; k < n; k++) results[k] = Op::template start<W>();
   for (int64_t r = begin; r < end;) {
     for (int64_t k = 0; k < n; k++) part[k] = Op::template start<T>();
-    for (const int64_t stop = end - r < RUN / 8 ? end : r + RUN / 8; r < stop; r++) {
+    for (const int64_t stop = end - r < 64 ? end : r + 64; r < stop; r++) {
       seek(h.reduced, r, at);
       const char* from = x.data + offset_of(h.reduced, h.reduced_strides[0], at) * item;
       const T* items = row;

@@ -1,7 +1,7 @@
 // Rotary positions. rope turns every head of (T, H, D) by its token's angles; rope_append does it to q and k of a
 // step and writes k and v into the cache's pages, so that decode needs one region for norm, turn and write.
 // Bytes: q, k and v once in, q once out, k and v once into pages; cos and sin are computed once a token and thread.
-#include "../simd.h"
+#include "vectors.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -43,35 +43,34 @@ static void turn(const float* __restrict x, float* __restrict y, const float* c,
 }
 
 static void normalize(const float* x, const float* w, float* y, int D, float eps) {
-  f32x squares{};
+  vec squares{};
   int d = 0;
-  for (; d + LANES <= D; d += LANES) { const f32x v = loadf(x + d); squares += v * v; }
-  float total = sum(squares);
-  for (; d < D; d++) total += x[d] * x[d];
-  const float r = 1.0f / __builtin_sqrtf(total / (float)D + eps);
+  for (; d + W <= D; d += W) squares += load<vec>(x + d) * load<vec>(x + d);
+  float sum = total(squares);
+  for (; d < D; d++) sum += x[d] * x[d];
+  const float r = 1.0f / __builtin_sqrtf(sum / (float)D + eps);
   for (d = 0; d < D; d++) y[d] = x[d] * r * w[d];
 }
 
-// One token's D values into a page: value d goes to page[d * stride]. int8 has one scale: the largest is 127.
-static void put(const float* x, const View& pages, int64_t at, int64_t stride, int D, float* scale) {
-  if (pages.dtype == LZ_I8) {
-    int8_t* to = pages.as<int8_t>() + at;
-    float top = 0;
-    for (int d = 0; d < D; d++) { const float a = __builtin_fabsf(x[d]); top = a > top ? a : top; }
-    *scale = top / 127.0f;
-    const f32x inverse = splat(top > 0 ? 127.0f / top : 0.0f);
-    for (int d = 0; d < D; d += LANES) {
-      const i32x q = __builtin_convertvector(round_even(loadf(x + d) * inverse), i32x);
-      for (int i = 0; i < LANES && d + i < D; i++) to[(d + i) * stride] = (int8_t)q[i];
-    }
-    return;
+// One token's D values, times `factor`, as T: value d goes to to[d * stride]. x is padded to whole vectors.
+template <class T> static void write(const float* x, float factor, T* to, int64_t stride, int D) {
+  for (int d = 0; d < D; d += W) {
+    T item[W];
+    put(item, load<vec>(x + d) * factor);
+    const int n = D - d < W ? D - d : W;
+    if (stride == 1) memcpy(to + d, item, (size_t)n * sizeof(T));
+    else for (int i = 0; i < n; i++) to[(d + i) * stride] = item[i];
   }
-  uint16_t* to = pages.as<uint16_t>() + at;
-  for (int d = 0; d < D; d += LANES) {
-    uint16_t h[LANES];
-    if (pages.dtype == LZ_F16) store_f16(h, loadf(x + d)); else store_bf16(h, loadf(x + d));
-    for (int i = 0; i < LANES && d + i < D; i++) to[(d + i) * stride] = h[i];
-  }
+}
+
+// int8 has one scale a token and head, by which the largest value becomes 127.
+static void write_page(const float* x, const View& pages, int64_t at, int64_t stride, int D, float* scale) {
+  if (pages.dtype == LZ_F16) return write(x, 1, pages.as<f16>() + at, stride, D);
+  if (pages.dtype == LZ_BF16) return write(x, 1, pages.as<bf16>() + at, stride, D);
+  float most = 0;
+  for (int d = 0; d < D; d++) most = larger(most, __builtin_fabsf(x[d]));
+  *scale = most / 127.0f;
+  write(x, most > 0 ? 127.0f / most : 0.0f, pages.as<int8_t>() + at, stride, D);
 }
 
 // A thread's workspace: cos, sin, a normed head and a turned head, each padded to whole vectors.
@@ -92,7 +91,7 @@ static void run_rope(const Step& s, Team& team) {
   team.part(x.shape[0] * H, 1, &begin, &end);
   for (int64_t i = begin; i < end; i++) {
     const int64_t t = i / H, h = i % H;
-    if (t != token) angles(s.in[1].as<int32_t>()[t * s.in[1].strides[0]], s.in[2].as<float>(), half, (float)s.floats[0], room.cosine, room.sine);
+    if (t != token) angles(s.in[1].as<int32_t>()[t], s.in[2].as<float>(), half, (float)s.floats[0], room.cosine, room.sine);
     token = t;
     turn(x.as<float>() + t * x.strides[0] + h * x.strides[1], y.as<float>() + t * y.strides[0] + h * y.strides[1],
          room.cosine, room.sine, half, D, s.ints[0]);
@@ -133,9 +132,9 @@ static void run_append(const Step& s, Team& team) {
     const int64_t tile = slot / PAGE * K + kv, offset = slot % PAGE;  // pages are (N, K, D, PAGE) and (N, K, PAGE, D)
     float unused, *k_scale = has_scales ? s.out[3].as<float>() + tile * PAGE + offset : &unused;
     float* v_scale = has_scales ? s.out[4].as<float>() + tile * PAGE + offset : &unused;
-    put(room.turned, k_pages, tile * PAGE * D + offset, PAGE, D, k_scale);
+    write_page(room.turned, k_pages, tile * PAGE * D + offset, PAGE, D, k_scale);
     memcpy(room.turned, v.as<float>() + t * v.strides[0] + kv * v.strides[1], (size_t)D * sizeof(float));
-    put(room.turned, v_pages, (tile * PAGE + offset) * D, 1, D, v_scale);
+    write_page(room.turned, v_pages, (tile * PAGE + offset) * D, 1, D, v_scale);
   }
 }
 

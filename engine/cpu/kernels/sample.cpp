@@ -7,7 +7,7 @@
 // then done. The others are drawn by one thread a row from a private copy of V weights e^((x - max) / temperature). Each
 // filter keeps a prefix of the same order (weight falling, id rising), so a filter is a cut in it, found by radix
 // selection on the weights' bits: nothing is sorted.
-#include "../simd.h"
+#include "vectors.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -16,29 +16,31 @@ constexpr float LEAST = -3.4028235e38f;
 
 struct Part { float most; int32_t first; float sum; };   // maximum, where it is first, Σ e^(x - most)
 
-// Σ e^x and the maximum of x[begin, end). Plain: for each x: sum += e^(x - most). Blocks bring the maximum up to date
+LZ_INLINE vec load_some(const float* x, int64_t n) {  // n values, then -infinity
+  if (n >= W) return load<vec>(x);
+  vec v = vec{} - __builtin_inff();
+  for (int64_t i = 0; i < n; i++) v[i] = x[i];
+  return v;
+}
+
+// Σ e^x and the maximum of x[begin, end). Plain: for each x: sum += e^(x - most). A block brings the maximum up to date
 // first, so that e^ is taken once a value.
 static Part look(const float* x, int64_t begin, int64_t end) {
   Part p = {LEAST, (int32_t)begin, 0};
   int64_t best = begin;
   for (int64_t b = begin; b < end; b += BLOCK) {
-    const int n = (int)(end - b < BLOCK ? end - b : BLOCK);
-    float padded[LANES];
-    f32x most = splat(LEAST), sums{};
-    const int whole = n / LANES * LANES;
-    for (int i = 0; i < LANES; i++) padded[i] = whole + i < n ? x[b + whole + i] : -__builtin_inff();
-    const f32x tail = loadf(padded);
-    for (int i = 0; i < whole; i += LANES) most = maxf(most, loadf(x + b + i));
-    const float top = max_of(maxf(most, tail));
-    if (top > p.most) {
-      p.sum *= exp(splat(p.most - top))[0];
-      p.most = top, best = b;
+    const int64_t stop = b + BLOCK < end ? b + BLOCK : end;
+    vec most = vec{} + LEAST, sums{};
+    for (int64_t i = b; i < stop; i += W) most = larger(load_some(x + i, stop - i), most);
+    if (top(most) > p.most) {
+      p.sum *= exp2((p.most - top(most)) * LOG2E);
+      p.most = top(most), best = b;
     }
-    for (int i = 0; i < whole; i += LANES) sums += exp(loadf(x + b + i) - p.most);
-    p.sum += sum(sums + exp(tail - p.most));
+    for (int64_t i = b; i < stop; i += W) sums += exp2((load_some(x + i, stop - i) - p.most) * LOG2E);
+    p.sum += total(sums);
   }
   while (best < end && !(x[best] == p.most)) best++;
-  p.first = best < end ? (int32_t)best : (int32_t)begin;
+  p.first = (int32_t)(best < end ? best : begin);
   return p;
 }
 
@@ -88,44 +90,65 @@ static void penalize(const Room& room, const float* params, const int32_t* histo
   }
 }
 
-// Weights in the given order, summed in an order that is the same for every instruction set.
-static double mass(const Room& room) {
-  double total = 0;
+// Σ of the weights, or of ones, from `least` up, blocks apart, in an order that is the same for every instruction set.
+static double mass(const Room& room, float least = 0, bool ones = false) {
+  double sum = 0;
   for (int64_t b = 0; b < room.padded; b += BLOCK) {
-    f32x sums{};
-    for (int i = 0; i < BLOCK; i += LANES) sums += loadf(room.w + b + i);
-    total += room.blocks[b / BLOCK] = sum(sums);
+    vec part[LANES / W] = {};
+    for (int64_t i = b; i < b + BLOCK; i += LANES)
+      for (int j = 0; j < LANES / W; j++) {
+        const vec w = load<vec>(room.w + i + j * W);
+        part[j] += w >= least ? (ones ? vec{} + 1 : w) : vec{};
+      }
+    float lanes[LANES];
+    memcpy(lanes, part, sizeof lanes);
+    for (int n = LANES / 2; n; n /= 2)
+      for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+    sum += room.blocks[b / BLOCK] = lanes[0];
   }
-  return total;
+  return sum;
+}
+
+// f(v) for the weights from `least` up: few, so whole vectors are passed over.
+template <class F> LZ_INLINE void each_from(const Room& room, float least, F f) {
+  for (int64_t b = 0; b < room.padded; b += 4 * W) {
+    vec most = load<vec>(room.w + b);
+    for (int i = W; i < 4 * W; i += W) most = larger(most, load<vec>(room.w + b + i));
+    if (top(most) < least) continue;
+    for (int64_t v = b; v < b + 4 * W; v++)
+      if (room.w[v] >= least) f(v);
+  }
 }
 
 // Keeps the shortest prefix of the order whose sum (of weights, or of ones) reaches `target`, and zeroes the rest.
 static void cut(const Room& room, bool by_weight, double target) {
+  float least = 1;                           // no weight below it is kept: found in a few fast passes
+  while (least > 1e-37f && mass(room, least, !by_weight) < target) least /= 16;
   uint32_t prefix = 0, mask = 0;
-  double above = 0, unit = 1;
+  double above = 0;
   for (int shift = 2 * DIGIT; shift >= 0; shift -= DIGIT) {
     memset(room.bins, 0, BINS * sizeof(double));
-    for (int64_t v = 0; v < room.V; v++) {
+    each_from(room, least, [&](int64_t v) {
       const uint32_t bits = as_u32(room.w[v]);
-      if (bits && (bits & mask) == prefix) room.bins[bits >> shift & (BINS - 1)] += by_weight ? room.w[v] : 1;
-    }
-    int digit = BINS - 1, last = 0;          // the digit where the sum reaches the target, or the last that is there
-    for (double sum = above; digit >= 0; digit--) {
+      if ((bits & mask) == prefix) room.bins[bits >> shift & (BINS - 1)] += by_weight ? room.w[v] : 1;
+    });
+    uint32_t last = 0;                       // the digit where the sum reaches the target, or the last that is there
+    double sum = above;
+    for (int digit = BINS - 1; digit >= 0 && (sum < target || sum == 0); digit--) {
       if (room.bins[digit] == 0) continue;
-      above = sum, last = digit;
-      if ((sum += room.bins[digit]) >= target) break;
+      above = sum, last = (uint32_t)digit;
+      sum += room.bins[digit];
     }
-    prefix |= (uint32_t)last << shift;
+    prefix |= last << shift;
     mask |= (uint32_t)(BINS - 1) << shift;
   }
-  if (by_weight) unit = as_f32(prefix);
-  double ties = (target - above) / unit;     // of the weights equal to the last one, so many stay, lowest ids first
+  const float edge = as_f32(prefix);
+  double ties = (target - above) / (by_weight ? edge : 1);  // of the weights equal to the last, so many stay, lowest ids first
   if (!(ties > 0)) ties = 1;                 // top_p = 0 keeps one
-  for (int64_t v = 0; v < room.V; v++) {
-    const uint32_t bits = as_u32(room.w[v]);
-    if (bits < prefix || (bits == prefix && ties <= 0)) room.w[v] = 0;
-    if (bits == prefix) ties -= 1;
-  }
+  each_from(room, edge, [&](int64_t v) {
+    if (room.w[v] == edge && (ties -= 1) <= -1) room.w[v] = 0;
+  });
+  for (int64_t v = 0; v < room.padded; v += W) put(room.w + v, load<vec>(room.w + v) >= edge ? load<vec>(room.w + v) : vec{});
 }
 
 static int32_t draw(const Room& room, double u) {
@@ -145,14 +168,18 @@ static int32_t draw(const Room& room, double u) {
   return (int32_t)chosen;
 }
 
-static int32_t choose(const Room& room, const float* logits, const float* params, const int32_t* ints, const int32_t* history) {
-  memcpy(room.w, logits, (size_t)room.V * sizeof(float));
-  for (int64_t v = room.V; v < room.padded; v++) room.w[v] = -__builtin_inff();
-  if (params[3] != 1 || params[4] != 0 || params[5] != 0) penalize(room, params, history, ints[4], ints[5]);
-  const Part all = look(room.w, 0, room.V);
-  if (params[0] == 0) return all.first;
+static int32_t choose(const Room& room, const float* x, float most, const float* params, const int32_t* ints,
+                      const int32_t* history) {
   const float temperature = params[0], top_p = params[1], min_p = params[2];
-  for (int64_t v = 0; v < room.padded; v += LANES) store(room.w + v, exp((loadf(room.w + v) - all.most) / temperature));
+  if (params[3] != 1 || params[4] != 0 || params[5] != 0) {
+    memcpy(room.w, x, (size_t)room.V * sizeof(float));
+    penalize(room, params, history, ints[4], ints[5]);
+    const Part all = look(room.w, 0, room.V);
+    if (temperature == 0) return all.first;
+    x = room.w, most = all.most;
+  }
+  for (int64_t v = 0; v < room.padded; v += W)
+    put(room.w + v, exp2((load_some(x + v, room.V - v) - most) * (LOG2E / temperature)));
   if (ints[0] > 0 && ints[0] < room.V) cut(room, false, ints[0]);
   if (top_p < 1) cut(room, true, top_p * mass(room));
   if (min_p > 0)
@@ -175,12 +202,12 @@ static void run(const Step& s, Team& team) {
     double sum = all.sum;
     for (int i = 1; i < team.size; i++) {
       const Part part = parts[r * team.size + i];
-      const float most = part.most > all.most ? part.most : all.most;
-      sum = sum * exp(splat(all.most - most))[0] + (double)part.sum * exp(splat(part.most - most))[0];
+      const float most = larger(part.most, all.most);
+      sum = sum * exp2((all.most - most) * LOG2E) + (double)part.sum * exp2((part.most - most) * LOG2E);
       if (part.most > all.most) all = part;
     }
     const bool plain = p[0] == 0 && p[3] == 1 && p[4] == 0 && p[5] == 0;
-    const int32_t token = plain ? all.first : choose(room, x, p, ints.as<int32_t>() + r * ints.strides[0],
+    const int32_t token = plain ? all.first : choose(room, x, all.most, p, ints.as<int32_t>() + r * ints.strides[0],
                                                      history.as<int32_t>() + r * history.strides[0]);
     s.out[0].as<int32_t>()[r] = token;
     s.out[1].as<float>()[r] = x[token] - all.most - (float)__builtin_log(sum);

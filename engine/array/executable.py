@@ -1,0 +1,108 @@
+"""An Executable is a loaded plan: pointers and sizes are set once, each run is one native call."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+
+from .array import Array
+from .dtypes import FROM_NUMPY
+from .node import Buffer, Value, contiguous_strides, from_numpy, is_contiguous, show
+from .plan import Plan, View
+
+
+class Executable:
+    """`set_input` and `set_output` once, then `run` as often as the memory behind them changes."""
+
+    def __init__(self, plan: Plan, native: Any):
+        self.plan, self.lock, self._native = plan, threading.Lock(), native
+        count = 1 + len(plan.inputs) + len(plan.outputs) + len(plan.constants)
+        self.pointers = (c_void_p * count)()
+        self.dims = (c_int64 * max(1, len(plan.dims)))(*plan.dims)
+        self._names = {d.name: i for i, d in enumerate(plan.dims)}
+        self._owners: dict[int, Any] = {}
+        for i, value in enumerate(plan.constants):
+            self._set(count - len(plan.constants) + i, value)
+        self._unset = {i: v for i, v in enumerate(plan.outputs) if v.storage.kind == "output"}
+        self.handle = native.load(plan.native(native.opcodes), count, [int(d) for d in plan.dims], plan.arena)
+
+    def _set(self, position: int, value: Value) -> None:
+        assert value.buffer is not None
+        self.pointers[position] = value.buffer.pointer + value.offset
+        self._owners[position] = value
+
+    def set_input(self, i: int, array: Any) -> None:
+        """Row-major memory, Array or ndarray, of the input's dtype and largest shape: every run reads it, and writes it
+        if it is donated."""
+        self._set(1 + i, _memory("set_input", i, array, self.plan.inputs[i]))
+
+    def set_output(self, i: int, array: Any) -> None:
+        """Memory that every run writes output i to."""
+        view = self.plan.outputs[i]
+        if view.storage.kind != "output":
+            raise ValueError(f"[set_output] output {i} is in the memory of donated input {view.storage.index}")
+        self._set(self.plan.buffer(view.storage), _memory("set_output", i, array, view))
+        self._unset.pop(i, None)
+
+    def output(self, i: int) -> Array:
+        """Output i as an array on the memory that runs write to."""
+        self._allocate()
+        return Array.of(self._owners[self.plan.buffer(self.plan.outputs[i].storage)])
+
+    def run(self, **dims: int) -> None:
+        """Runs every step in one native call. dims: symbolic sizes by name; one not given keeps its last value."""
+        for name, size in dims.items():
+            self.dims[self._names[name]] = size
+        if self._unset:
+            self._allocate()
+        self._native.run(self.handle, self.pointers, self.dims)
+
+    def __call__(self, inputs: Sequence[Value]) -> list[Value]:
+        """A run on these leaves. Outputs have fresh memory, or that of donated inputs."""
+        with self.lock:
+            for i, value in enumerate(inputs):
+                self.pointers[1 + i] = value.buffer.pointer + value.offset  # type: ignore[union-attr]
+            outputs = [self._fresh(view) if view.storage.kind == "output" else _leaf(view, inputs[view.storage.index])
+                       for view in self.plan.outputs]
+            self._native.run(self.handle, self.pointers, self.dims)
+        return outputs
+
+    def _allocate(self) -> None:
+        for view in self._unset.values():
+            self._owners[self.plan.buffer(view.storage)] = self._fresh(view)
+        self._unset = {}
+
+    def _fresh(self, view: View) -> Value:
+        """New memory for an output."""
+        block = self._native.alloc(max(1, view.storage.nbytes))
+        self.pointers[self.plan.buffer(view.storage)] = block.pointer
+        buffer = Buffer(block.pointer, block.nbytes, block, True)
+        return Value(view.shape, view.dtype).fill(buffer, 0, contiguous_strides(view.shape))
+
+
+def _leaf(view: View, source: Value) -> Value:
+    """A row-major output in the memory of a donated input."""
+    assert source.buffer is not None
+    return Value(view.shape, view.dtype).fill(source.buffer, source.offset, contiguous_strides(view.shape))
+
+
+def _memory(name: str, i: int, array: Any, view: View) -> Value:
+    """The array's memory, checked against what the plan will read or write there."""
+    value = array._value if isinstance(array, Array) else from_ndarray(name, np.asarray(array), view)
+    wanted = tuple(int(s) for s in view.shape)
+    fits = value.dtype is view.dtype and tuple(map(int, value.shape)) == wanted
+    if value.buffer is None or not fits or not is_contiguous(value.shape, value.strides):
+        raise ValueError(f"[{name}] {i}: {value.dtype}{show(value.shape)}, row-major {view.dtype}{show(wanted)} wanted")
+    return value
+
+
+def from_ndarray(name: str, array: np.ndarray, view: View) -> Value:
+    """uint16 memory counts as bfloat16 where that is wanted."""
+    if view.storage.writable and view.storage.kind != "constant" and not array.flags.writeable:
+        raise ValueError(f"[{name}] the memory is read-only, and the plan writes to it")
+    if array.dtype not in FROM_NUMPY:
+        raise TypeError(f"[{name}] NumPy type {array.dtype} has no dtype here")
+    return from_numpy(array, view.dtype if array.dtype == view.dtype.numpy else FROM_NUMPY[array.dtype], False)
