@@ -77,10 +77,14 @@ def once(path: Path, *commands: str, **variables: str) -> None:
     say(f"making {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{path}.log").open("w") as log:
-        for command in commands:
-            if subprocess.run(split(command), stdout=log, stderr=log, env=os.environ | variables).returncode:
-                shutil.rmtree(path, ignore_errors=True)
-                raise RuntimeError(f"`{command}` failed, see {path}.log")
+        try:
+            for command in commands:
+                subprocess.run(split(command), stdout=log, stderr=log, env=os.environ | variables, check=True)
+        except BaseException:  # Ctrl-C too: nothing half-made stays
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            say(f"this failed, see {log.name}")
+            raise
 
 
 def prepare(peer: Peer) -> None:
@@ -252,12 +256,12 @@ def report(results: Results, chosen: dict[str, dict[str, Worker]], machine: dict
     used: dict[str, list[str]] = defaultdict(list)
     for workers in chosen.values():
         for test, worker in workers.items():
-            used[f"{worker.about} {json.dumps(worker.setting) if worker.setting else ''}"].append(test)
+            used[worker.about + (f" {json.dumps(worker.setting)}" if worker.setting else "")].append(test)
     limits = ceilings(CACHE / "models" / PEERS[0].model, machine)
     return (
         f"## {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {commit()}\n\n"
         f"{cpu_name()}, {args.threads} threads, load {args.load:.1f} before, medians of {args.rounds}. Limits: "
-        f"memory read at {machine['memory'] / 1e9:.1f} GB/s (what fits the weights, {machine['weights'] / 1e9:.1f}), "
+        f"memory at {machine['memory'] / 1e9:.1f} GB/s (as little as the weights: {machine['weights'] / 1e9:.1f}), "
         f"int8 {machine['int8'] / 1e12:.2f} TOPS ({machine['int8_unit']}).\n\n"
         f"{table(results, list(chosen), limits)}\n\n"
         + "".join(f"* {about}: {', '.join(tests)}\n" for about, tests in used.items())
@@ -280,12 +284,14 @@ def main() -> None:
         try:
             prepare(peer)
             chosen[peer.name] = fastest(peer, args.threads)
-        except RuntimeError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             say(f"{peer.name} is left out: {error}")
     chosen = {name: workers for name, workers in chosen.items() if workers}
+    if PEERS[0].name not in chosen:
+        sys.exit(f"{PEERS[0].name} has to run to be compared")
     roofline = CACHE / "roofline"
-    flags = "-O3 -march=native -mprefer-vector-width=512 -pthread"
-    once(roofline, f"g++ {flags} {quote(str(HERE / 'roofline.cpp'))} -o {quote(str(roofline))}")
+    build = f"{os.environ.get('CXX', 'c++')} -O3 -march=native -pthread"
+    once(roofline, f"{build} {quote(str(HERE / 'roofline.cpp'))} -o {quote(str(roofline))}")
     weights = weight_bytes(CACHE / "models" / PEERS[0].model)
     samples, machine = measure(chosen, args.rounds, [str(roofline), str(args.threads), str(weights)])
     (CACHE / "samples.json").write_text(json.dumps([samples, machine]))

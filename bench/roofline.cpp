@@ -1,6 +1,6 @@
 // What this machine can do at best, as a JSON line: bytes/s that all threads read from 1.5 GB and from a buffer as large
 // as the model's weights (a large last-level cache may hold it), int8 operations/s of the widest dot product (0: none known).
-// g++ -O3 -march=native -mprefer-vector-width=512 -pthread roofline.cpp -o roofline && ./roofline THREADS WEIGHT_BYTES
+// c++ -O3 -march=native -pthread roofline.cpp -o roofline && ./roofline THREADS WEIGHT_BYTES
 #include <sys/syscall.h>
 #include <unistd.h>
 

@@ -80,7 +80,9 @@ class Stack:
             inputs = [views[1], k, v, *views[2:]]
             floats = [D**-0.5, 0.0]
             kernel = "paged_attention"
-            steps.append(SimpleNamespace(kernel=kernel, outputs=views[:1], inputs=inputs, ints=[0, 1, 0, 0], floats=floats))
+            steps.append(
+                SimpleNamespace(kernel=kernel, outputs=views[:1], inputs=inputs, ints=[0, 1, 0, 0], floats=floats)
+            )
         before = runtime.isa
         runtime.set_isa(isa)
         self.plan = runtime.load(steps, 8, [], 0)
@@ -90,7 +92,13 @@ class Stack:
     @staticmethod
     def _view(buffer: int, dtype: str, shape: tuple[int, ...], offset: int = 0) -> dict:
         strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
-        return {"buffer": buffer, "dtype": cpu.DTYPES.index(dtype), "offset": offset, "shape": shape, "strides": strides}
+        return {
+            "buffer": buffer,
+            "dtype": cpu.DTYPES.index(dtype),
+            "offset": offset,
+            "shape": shape,
+            "strides": strides,
+        }
 
     def run(self) -> None:
         cpu.runtime().run(self.plan, self.pointers, [])

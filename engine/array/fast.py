@@ -226,7 +226,7 @@ PAGE = 32                            # what the kernels are written for; definit
 
 
 def _kernel_pages(given: Given, **_: Any) -> bool:
-    *_, d, page = given["k_pages"].shape
+    d, page = given["k_pages"].shape[-2:]
     stored = given["k_pages"].dtype is int8 if "k_scales" in given else given["k_pages"].dtype in (float16, bfloat16)
     return page == PAGE and d % 8 == 0 and d <= 256 and stored
 
@@ -237,6 +237,9 @@ def _rope_append_rule(given: Given, **_: Any) -> list[Aval]:
     require(name, given, int32, "positions", "slots")
     require(name, given, float32, "q", "k", "v", "k_scales", "v_scales")
     _check_rotary(name, given["q"], given["inv_freq"])
+    for one, other in (("q_norm", "k_norm"), ("k_scales", "v_scales")):
+        if (one in given) != (other in given):
+            raise ValueError(f"[{name}] {one} and {other}: one is None, both or neither wanted")
     return [(given[a].shape, given[a].dtype) for a in ("q", "k_pages", "v_pages", "k_scales", "v_scales") if a in given]
 
 

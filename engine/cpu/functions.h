@@ -76,9 +76,10 @@ struct LogParts { f32x e, f, tail; };  // log(x) = e ln 2 + f + tail
 LZ_INLINE LogParts log_parts(f32x x) {
   const i32x tiny = x < splat(0x1p-126f);
   const i32x bits = (i32x)choose(tiny, x * 0x1p23f, x) - 0x3f3504f3;
-  const f32x e = __builtin_convertvector((bits >> 23) - (tiny & 23), f32x), f = (f32x)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
-  const f32x z = f * f, p = polynomial({7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-                                        -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1}, f);
+  const f32x e = __builtin_convertvector((bits >> 23) - (tiny & 23), f32x);
+  const f32x f = (f32x)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f, z = f * f;
+  const f32x p = polynomial({7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+                             -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1}, f);
   return {e, f, fma(p * f, z, z * -0.5f)};
 }
 LZ_INLINE f32x log_ends(f32x x, f32x inside) {  // the values at and beyond the ends of (0, infinity)
@@ -104,7 +105,8 @@ LZ_INLINE Quadrant quadrant(f32x x) {
   i32x8 number[2];
   memcpy(half, &x, sizeof x);
   for (int i = 0; i < 2; i++) {
-    const f64x8 d = __builtin_convertvector(half[i], f64x8), shifted = d * 0.63661977236758134 + 0x1.8p52, n = shifted - 0x1.8p52;
+    const f64x8 d = __builtin_convertvector(half[i], f64x8);
+    const f64x8 shifted = d * 0.63661977236758134 + 0x1.8p52, n = shifted - 0x1.8p52;  // whole in the lowest bits
     rest[i] = __builtin_convertvector(d - n * 1.5707963267948966, f32x8);
     number[i] = __builtin_convertvector((i64x8)shifted, i32x8);
   }
@@ -116,7 +118,8 @@ LZ_INLINE Quadrant quadrant(f32x x) {
 LZ_INLINE f32x sin_of(Quadrant q) {
   const f32x r = q.rest, z = r * r;
   const f32x s = fma(polynomial({-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1}, z), z * r, r);
-  const f32x c = fma(polynomial({2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2}, z), z * z, 1.0f - 0.5f * z);
+  const f32x p = polynomial({2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2}, z);
+  const f32x c = fma(p, z * z, 1.0f - 0.5f * z);
   const f32x v = choose((q.number & 1) == 0, s, c);
   return (f32x)((i32x)v ^ ((q.number & 2) << 30));
 }
@@ -130,14 +133,17 @@ LZ_INLINE f32x cos(f32x x) {
 LZ_INLINE double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 LZ_INLINE f32x tanh(f32x x) {
   const f32x z = x * x, a = absolute(x);
-  const f32x p = polynomial({-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1}, z);
+  const f32x p = polynomial(
+      {-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1}, z);
   const f32x near = fma(p, z * x, x), far = with_sign_of(1.0f - 2.0f / (exp(a + a) + 1.0f), x);
   return choose(a < splat(0.625f), near, far);
 }
 LZ_INLINE f32x erf(f32x x) {  // N. Juffa's two polynomials, about 1 unit in the last place
   const f32x t = absolute(x), s = x * x;
-  const f32x near = polynomial({-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1}, s);
-  const f32x far = polynomial({-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e-1, -6.34846687e-1, -1.28717512e-1}, t);
+  const f32x near = polynomial({-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1,
+                                1.28379166e-1}, s);
+  const f32x far = polynomial({-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e-1,
+                               -6.34846687e-1, -1.28717512e-1}, t);
   return choose(t > splat(0.927734375f), with_sign_of(1.0f - exp(fma(far, t, -t)), x), fma(near, x, x));
 }
 template <class V> LZ_INLINE V gelu(V x) { return x * 0.5f * (1.0f + erf(x * like(x, 0.70710678118654752))); }
@@ -147,8 +153,10 @@ template <class V> LZ_INLINE V gelu_tanh(V x) {  // (1 + tanh u) / 2 is sigmoid(
 
 // M. Giles, "Approximating the erfinv function" (single precision)
 template <class V> LZ_INLINE V erfinv_estimate(V x, V w) {
-  const V near = polynomial({2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164, 0.246640727, 1.50140941}, w - 2.5f);
-  const V far = polynomial({-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047, 1.00167406, 2.83297682}, sqrt(w) - 3.0f);
+  const V near = polynomial({2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+                             -0.00125372503, -0.00417768164, 0.246640727, 1.50140941}, w - 2.5f);
+  const V far = polynomial({-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+                            -0.0076224613, 0.00943887047, 1.00167406, 2.83297682}, sqrt(w) - 3.0f);
   return choose(w < like(w, 5), near, far) * x;
 }
 LZ_INLINE f32x erfinv(f32x x) {

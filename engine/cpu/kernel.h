@@ -18,7 +18,7 @@ struct View {                       // an lz_view with its address and symbolic 
 };
 
 struct Step {
-  const View* out;
+  const View* out;                  // n_out + n_in views in one array: in == out + n_out
   const View* in;
   int n_out, n_in, n_int, n_float;
   const int64_t* ints;
@@ -40,7 +40,8 @@ struct Team {
 
   // static split: this thread's part [begin, end) of n items, borders rounded to `grain`
   LZ_ALWAYS void part(int64_t n, int64_t grain, int64_t* begin, int64_t* end) const {
-    const int64_t blocks = (n + grain - 1) / grain, b = blocks * id / size * grain, e = blocks * (id + 1) / size * grain;
+    const int64_t blocks = (n + grain - 1) / grain;
+    const int64_t b = blocks * id / size * grain, e = blocks * (id + 1) / size * grain;
     *begin = b < n ? b : n;
     *end = e < n ? e : n;
   }

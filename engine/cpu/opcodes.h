@@ -65,5 +65,5 @@ LZ_OP(bit_xor, 2, INT, a ^ b)
 LZ_OP(shl, 2, INT, shift_left(a, b))
 LZ_OP(shr, 2, INT, shift_right(a, b))
 LZ_OP(where, 3, ANY, choose(a != zero, b, c))
-LZ_OP(wrap, 1, INT, a)              // its second operand is not a register but a dtype: a, truncated to that integer type
+LZ_OP(wrap, 1, INT, a)              // its second operand is a dtype, not a register: a, truncated to that integer
 #undef LZ_OP

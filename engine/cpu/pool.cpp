@@ -1,4 +1,4 @@
-// Threads, barriers and the cores that we may use. A wait spins for at most 30 µs (a step's imbalance is shorter), then
+// Threads, barriers and the cores that we may use. A wait spins for 30 µs at most (a step's imbalance is shorter), then
 // sleeps: a busy machine slows down, it does not collapse. Yielding instead gives away a time slice of milliseconds.
 #include "pool.h"
 
@@ -87,7 +87,10 @@ int usable_cores() {
 }
 
 Pool::Pool(int threads)
-    : size_(threads), spins_(pauses_in(threads > usable_cores() ? 0.5 : 30)), patience_(threads), local_(threads, nullptr) {
+    : size_(threads),
+      spins_(pauses_in(threads > usable_cores() ? 0.5 : 30)),
+      patience_(threads, Patience{spins_}),
+      local_(threads, nullptr) {
   for (int id = 1; id < threads; id++) workers_.emplace_back(&Pool::work, this, id);
 }
 
@@ -103,7 +106,7 @@ Pool::~Pool() {
 // Spins, then sleeps. Where spinning was in vain the next spin is half as long: whoever we wait for may need this very
 // core (on a busy machine that made steps 50 times faster). One spin in 16 is a full one, to notice that calm is back.
 template <class Ready> void Pool::wait(Patience& patience, Ready ready) {
-  const int spins = ++patience.waits % 16 ? spins_ >> patience.failures : spins_;
+  const int spins = ++patience.waits % 16 ? patience.spins >> patience.failures : patience.spins;
   for (int i = 0; i < spins; i++) {
     if (ready()) {
       patience.failures = 0;
@@ -118,7 +121,7 @@ template <class Ready> void Pool::wait(Patience& patience, Ready ready) {
   sleepers_--;
 }
 
-// After the change that sleepers wait for, made with sequential consistency: either we see the sleeper or it sees the change.
+// After the change that sleepers wait for, sequentially consistent: either we see the sleeper or it sees the change.
 void Pool::notify() {
   if (sleepers_.load() == 0) return;
   { std::lock_guard<std::mutex> lock(mutex_); }
@@ -126,7 +129,7 @@ void Pool::notify() {
 }
 
 void Pool::work(int id) {
-  Patience idle;
+  Patience idle{4 * spins_};       // the next token's run often follows within 100 µs
   for (uint32_t seen = 0;; seen++) {
     wait(idle, [&] { return jobs_.load() != seen; });
     if (quit_) return;

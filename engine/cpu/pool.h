@@ -17,7 +17,7 @@ int usable_cores();               // what the affinity mask and the cgroup's CPU
 class Pool {
  public:
   explicit Pool(int threads);
-  ~Pool();                        // joins the workers; the process's last pool is never destroyed, so exit waits for nobody
+  ~Pool();                        // joins the workers; the last pool is never destroyed, so exit waits for nobody
   int size() const { return size_; }
 
   // Calls job(context, team) on every thread, the caller being number 0, or on the caller alone; `shared` and `local`
@@ -30,12 +30,14 @@ class Pool {
   void work(int id);
   void barrier(Team& team);
   void fail(const char* text);
-  struct alignas(64) Patience { int failures = 0, waits = 0; };  // of one thread, see wait()
+  struct alignas(64) Patience {   // of one thread, see wait()
+    int spins, failures = 0, waits = 0;
+  };
   template <class Ready> void wait(Patience& patience, Ready ready);
   void notify();
 
   const int size_;
-  const int spins_;               // how long a wait burns the core, at most, before it sleeps
+  const int spins_;               // how long a wait at a barrier burns the core, at most, before it sleeps
   void (*job_)(void*, Team&) = nullptr;
   void* context_ = nullptr;
   bool stop_ = false, quit_ = false;

@@ -1,4 +1,4 @@
-// Strided views of any dtype, read and written as runs of plain C numbers. Included by kernels, once per instruction set.
+// Strided views of any dtype, read and written as runs of plain C numbers. Included by kernels.
 #pragma once
 #include "simd.h"
 
@@ -7,7 +7,9 @@ LZ_NAMESPACE_BEGIN
 struct bool8 { uint8_t v; };
 struct f16 { uint16_t v; };
 struct bf16 { uint16_t v; };
-#define LZ_DTYPES(X) X(bool8) X(uint8_t) X(uint16_t) X(uint32_t) X(uint64_t) X(int8_t) X(int16_t) X(int32_t) X(int64_t) X(f16) X(bf16) X(float) X(double)
+#define LZ_DTYPES(X)                                                                        \
+  X(bool8) X(uint8_t) X(uint16_t) X(uint32_t) X(uint64_t) X(int8_t) X(int16_t) X(int32_t) \
+  X(int64_t) X(f16) X(bf16) X(float) X(double)
 constexpr int ITEM_SIZE[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 8};  // by dtype
 LZ_INLINE bool is_float(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
 LZ_INLINE bool is_integer(int dtype) { return dtype >= LZ_U8 && dtype <= LZ_I64; }
@@ -17,8 +19,8 @@ LZ_INLINE uint8_t number(bool8 x) { return x.v != 0; }
 LZ_INLINE float number(f16 x) { return f16_to_f32(x.v); }
 LZ_INLINE float number(bf16 x) { return bf16_to_f32(x.v); }
 
-template <class D> struct Item {                                  // a C number as a stored item
-  template <class T> LZ_INLINE D of(T x) { return sizeof(D) < 4 ? (D)(int32_t)x : (D)x; }  // float to narrow wraps around
+template <class D> struct Item {                                  // a C number as a stored item, wrapped around
+  template <class T> LZ_INLINE D of(T x) { return sizeof(D) < 4 ? (D)(int32_t)x : (D)x; }
 };
 template <> struct Item<uint32_t> { template <class T> LZ_INLINE uint32_t of(T x) { return (uint32_t)(int64_t)x; } };
 template <> struct Item<bool8> { template <class T> LZ_INLINE bool8 of(T x) { return {x != 0}; } };
@@ -100,7 +102,8 @@ LZ_INLINE void seek(const Axes& axes, int64_t flat, int64_t* index) {
   index[0] = flat;
 }
 // Calls f(offset in elements, length) for the runs along the last axis that make up n items from `index` on.
-template <class F> LZ_INLINE void for_runs(const Axes& axes, const int64_t* strides, const int64_t* start, int64_t n, F f) {
+template <class F>
+LZ_INLINE void for_runs(const Axes& axes, const int64_t* strides, const int64_t* start, int64_t n, F f) {
   const int last = axes.n - 1;
   int64_t index[LZ_MAX_DIMS], offset = 0;
   for (int i = 0; i < axes.n; i++) index[i] = start[i], offset += start[i] * strides[i];

@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -123,8 +124,8 @@ int environment_threads() {
 
 struct State {
   std::mutex running;              // one run at a time: a run uses every core
-  const Isa* isa = nullptr;
-  int threads = 0;
+  std::atomic<const Isa*> isa{nullptr};
+  std::atomic<int> threads{0};
   std::unique_ptr<Pool> pool;      // made by the first run
 
   State() {
@@ -149,8 +150,8 @@ State& state() {
     pthread_atfork(nullptr, nullptr, [] {   // the child has no workers and maybe a locked mutex: it starts anew
       const State* parent = current;
       current = new State;
-      current->isa = parent->isa;
-      current->threads = parent->threads;
+      current->isa = parent->isa.load();
+      current->threads = parent->threads.load();
     });
 #endif
     return true;
@@ -170,11 +171,9 @@ const Isa& set_isa(const std::string& name) {
 }
 
 const Isa& chosen_isa() {
-  const Isa*& isa = state().isa;
+  if (const Isa* isa = state().isa) return *isa;
   const char* forced = std::getenv("LAZULITE_ISA");
-  if (!isa && forced && *forced) return set_isa(forced);
-  if (!isa) isa = best_isa();
-  return *isa;
+  return set_isa(forced && *forced ? forced : best_isa()->name);
 }
 
 size_t item_size(int dtype) {
@@ -217,21 +216,29 @@ struct lz_plan {
 
 namespace {
 
-void check_view(const lz_view& v, const char* kernel, int n_buffers, const std::vector<int64_t>& max_dims, uint64_t arena) {
-  if (v.buffer < 0 || v.buffer >= n_buffers) throw complaint("[%s] a view's buffer is %d, the plan has %d", kernel, v.buffer, n_buffers);
-  if (v.ndim < 0 || v.ndim > LZ_MAX_DIMS) throw complaint("[%s] a view has %d axes, the most is %d", kernel, v.ndim, LZ_MAX_DIMS);
-  if (v.dtype < LZ_BOOL || v.dtype > LZ_C64) throw complaint("[%s] a view's dtype is %d, which is none", kernel, v.dtype);
+// Refuses what would make a kernel leave its buffers. Only the arena's size is known here.
+void check_view(const lz_view& v, const char* kernel, int n_buffers, const std::vector<int64_t>& max_dims,
+                size_t arena) {
+  if (v.buffer < 0 || v.buffer >= n_buffers)
+    throw complaint("[%s] a view's buffer is %d, the plan has %d", kernel, v.buffer, n_buffers);
+  if (v.ndim < 0 || v.ndim > LZ_MAX_DIMS)
+    throw complaint("[%s] a view has %d axes, the most is %d", kernel, v.ndim, LZ_MAX_DIMS);
+  if (v.dtype < LZ_BOOL || v.dtype > LZ_C64)
+    throw complaint("[%s] a view's dtype is %d, which is none", kernel, v.dtype);
   int64_t first = v.offset, last = v.offset + int64_t(item_size(v.dtype));
   bool empty = false;
   for (int i = 0; i < v.ndim; i++) {
     int64_t size = v.shape[i];
     if (i == 0 && size < 0 && -1 - size < int64_t(max_dims.size())) size = max_dims[-1 - size];
-    if (size < 0) throw complaint("[%s] a view's axis %d is %lld, and the plan has %zu symbolic sizes", kernel, i, (long long)v.shape[i], max_dims.size());
+    if (size < 0)
+      throw complaint("[%s] a view's axis %d is %lld, and the plan has %zu symbolic sizes", kernel, i,
+                      (long long)v.shape[i], max_dims.size());
     empty |= size == 0;
     (v.strides[i] < 0 ? first : last) += (size - 1) * v.strides[i] * int64_t(item_size(v.dtype));
   }
   if (v.buffer == 0 && !empty && (first < 0 || last > int64_t(arena)))
-    throw complaint("[%s] a view covers bytes %lld to %lld of an arena of %lld", kernel, (long long)first, (long long)last, (long long)arena);
+    throw complaint("[%s] a view covers bytes %lld to %lld of an arena of %zu", kernel, (long long)first,
+                    (long long)last, arena);
 }
 
 }  // namespace
@@ -239,7 +246,8 @@ void check_view(const lz_view& v, const char* kernel, int n_buffers, const std::
 void lz_plan::set_dims(const int64_t* values) {
   for (size_t d = 0; d < dims.size(); d++) {
     if (values[d] < 0 || values[d] > max_dims[d])
-      throw complaint("symbolic size %zu is %lld, the plan was made for 0 to %lld", d, (long long)values[d], (long long)max_dims[d]);
+      throw complaint("symbolic size %zu is %lld, the plan was made for 0 to %lld", d, (long long)values[d],
+                      (long long)max_dims[d]);
   }
   dims.assign(values, values + dims.size());
   bytes = 0;
@@ -348,7 +356,8 @@ LZ_API void lz_clear_cache(void) {
   memory().clear();
 }
 
-LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims, uint64_t arena_bytes) {
+LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims,
+                        uint64_t arena_bytes) {
   return guarded<lz_plan*>(nullptr, [&] {
     std::unique_ptr<lz_plan> plan(new lz_plan);
     plan->max_dims.assign(max_dims, max_dims + n_dims);
@@ -394,10 +403,12 @@ LZ_API int lz_run(lz_plan* plan, void* const* buffers, const int64_t* dims, doub
     Pool& pool = now.team();
     if (plan->sized_for != pool.size()) plan->size_workspaces(pool.size());
     if (!std::equal(plan->dims.begin(), plan->dims.end(), dims)) plan->set_dims(dims);
-    if (!plan->bound || !std::equal(plan->buffers.begin() + 1, plan->buffers.end(), buffers + 1)) plan->set_buffers(buffers);
+    if (!plan->bound || !std::equal(plan->buffers.begin() + 1, plan->buffers.end(), buffers + 1))
+      plan->set_buffers(buffers);
     plan->microseconds = microseconds;
     const bool alone = pool.size() == 1 || plan->bytes < 64 * 1024;   // too little to be worth waking anybody
-    const std::string failed = pool.run(alone, [](void* p, Team& team) { static_cast<lz_plan*>(p)->run(team); }, plan, plan->shared, plan->local);
+    auto job = [](void* p, Team& team) { static_cast<lz_plan*>(p)->run(team); };
+    const std::string failed = pool.run(alone, job, plan, plan->shared, plan->local);
     if (!failed.empty()) throw Error(failed);
     return 0;
   });

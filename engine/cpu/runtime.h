@@ -46,7 +46,8 @@ void lz_free(void* block);
 void lz_memory(uint64_t* active, uint64_t* peak, uint64_t* cached);
 void lz_clear_cache(void);
 
-lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims, uint64_t arena_bytes);
+lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims,
+                 uint64_t arena_bytes);
 // Runs every step in one call, in order. buffers[1..n_buffers) are pointers, dims are the symbolic sizes.
 // microseconds: one double a step, or NULL.
 int lz_run(lz_plan* plan, void* const* buffers, const int64_t* dims, double* microseconds);

@@ -66,7 +66,8 @@ LZ_INLINE f32x fma(f32x a, f32x b, f32x c) { return (f32x)_mm512_fmadd_ps((__m51
 LZ_INLINE f32x load_f16(const uint16_t* p) {
   f32x v;
 #if defined(__F16C__)
-  const __m256 a = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), b = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)));
+  const __m128i* halves = (const __m128i*)p;
+  const __m256 a = _mm256_cvtph_ps(_mm_loadu_si128(halves)), b = _mm256_cvtph_ps(_mm_loadu_si128(halves + 1));
   memcpy(&v, &a, 32); memcpy((char*)&v + 32, &b, 32);
 #else
   for (int i = 0; i < LANES; i++) v[i] = f16_to_f32(p[i]);

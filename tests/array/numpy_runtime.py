@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
 
 CODES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "u2", "f4", "f8", "c8"]
 BFLOAT16 = 10
-_vectorized = {name: np.vectorize(getattr(math, name), otypes=[np.float64]) for name in ("erf",)}
+erf = np.vectorize(math.erf, otypes=[np.float64])
+erfinv = np.vectorize(lambda x: statistics.NormalDist().inv_cdf((x + 1) / 2) / math.sqrt(2), otypes=[np.float64])
 
 
 def _sigmoid(x):
@@ -32,8 +34,8 @@ OPS = {
     "expm1": np.expm1,
     "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
-    "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "erf": _vectorized["erf"], "sigmoid": _sigmoid,
-    "silu": lambda a: a * _sigmoid(a), "gelu": lambda a: a * (1 + _vectorized["erf"](a / math.sqrt(2))) / 2,
+    "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "erf": erf, "erfinv": erfinv, "sigmoid": _sigmoid,
+    "silu": lambda a: a * _sigmoid(a), "gelu": lambda a: a * (1 + erf(a / math.sqrt(2))) / 2,
     "gelu_tanh": lambda a: a * (1 + np.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
     "relu": lambda a: np.maximum(a, 0), "logical_not": np.logical_not, "bit_not": np.invert, "isnan": np.isnan,
     "isinf": np.isinf, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floor_div": _floor_div,

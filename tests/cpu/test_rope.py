@@ -76,8 +76,8 @@ def rounded(x, dtype):
         u = x.view(np.uint32)
         return ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16), None
     top = np.abs(x).max(-1)
-    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
-    return np.rint(x * inverse[..., None]).astype(np.int8), top / np.float32(127)
+    scale = top / np.float32(127)
+    return np.rint(x / np.where(scale > 0, scale, 1)[..., None]).astype(np.int8), scale
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])

@@ -59,9 +59,9 @@ def reference(folder: Path, model_type: str = "llama", *, dtype=torch.float32, s
 class Session:
     """One sequence with a cache, step by step."""
 
-    def __init__(self, model, most: int = 128):
+    def __init__(self, model, cache: mx.Dtype, most: int = 128):
         self.model, self.past = model, 0
-        self.layers = [nn.LayerCache.empty(most // nn.PAGE, heads, dim) for heads, dim, _ in model.cache_spec()]
+        self.layers = [nn.LayerCache.empty(most // nn.PAGE, heads, dim, cache) for heads, dim, _ in model.cache_spec()]
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
         context = nn.Context.single(len(tokens), self.layers, start=self.past)
@@ -71,21 +71,21 @@ class Session:
         return np.asarray(logits)
 
 
-def compare(model, theirs, exact: float = 2e-4, fast: float = 1e-2) -> None:
+def compare(model, theirs, exact: float = 2e-4, fast: float = 1e-2, cache: mx.Dtype = mx.float16) -> None:
     """No logit is off by more than these parts of the largest: the prompt in steps of 4 tokens, and in one step, where
     kernels round activations to 8 bits or bfloat16; then decoding, whose greedy tokens are the same."""
     for chunk, error in (4, exact), (PROMPT, fast):
-        ours, wanted = logits(model, theirs, chunk)
+        ours, wanted = logits(model, theirs, chunk, cache)
         found = np.abs(ours - wanted).max(1) / np.abs(wanted).max()
         assert found.max() <= error, (chunk, [f"{x:.1e}" for x in found])
-        if chunk == 4:
+        if error == 2e-4:
             assert ours[PROMPT:].argmax(1).tolist() == wanted[PROMPT:].argmax(1).tolist()
 
 
-def logits(model, theirs, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+def logits(model, theirs, chunk: int, cache: mx.Dtype) -> tuple[np.ndarray, np.ndarray]:
     """Ours and theirs after each token of a prompt that is run in chunks, and of what is decoded from it."""
     ids = np.random.default_rng(0).integers(0, TINY["vocab_size"], PROMPT).tolist()
-    session = Session(model)
+    session = Session(model, cache)
     rows = [session(ids[i : i + chunk]) for i in range(0, PROMPT, chunk)]
     for _ in range(DECODE):
         ids.append(int(rows[-1][-1].argmax()))
@@ -101,15 +101,17 @@ def test_config(row: str, tmp_path: Path) -> None:
     compare(build(read(tmp_path)), theirs)
 
 
-def test_against_a_float32_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cache", "error"), [(mx.float16, 1e-3), (mx.bfloat16, 1e-2), (mx.int8, 2e-2)], ids=str)
+def test_cache_dtype(cache: mx.Dtype, error: float, tmp_path: Path) -> None:
+    """What rounding keys and values costs, against a float32 cache."""
     reference(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    compare(build(read(tmp_path)), theirs, exact=1e-3)
+    compare(build(read(tmp_path)), theirs, exact=error, fast=error + 1e-2, cache=cache)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
-    theirs = reference(tmp_path, dtype=dtype)
+    theirs = reference(tmp_path, dtype=dtype, attention_bias=True, mlp_bias=True)
     model = build(read(tmp_path))
     assert str(model.lm_head.weight.dtype).split(".")[-1] == str(dtype).split(".")[-1]
     compare(model, theirs)

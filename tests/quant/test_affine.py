@@ -22,7 +22,7 @@ def groups(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_equal_to_mlx(bits: int, group_size: int, dtype: str) -> None:
     w = groups(bits * group_size)
     ours = mx.quantize(mx.array(w).astype(getattr(mx, dtype)), group_size, bits)
@@ -32,7 +32,7 @@ def test_equal_to_mlx(bits: int, group_size: int, dtype: str) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.array(b), name)
     wide = [ours[0], *(a.astype(mx.float32) for a in ours[1:])]  # as mlx rounds each operation to the weight's dtype
     dense = mlx.dequantize(theirs[0], *(a.astype(mlx.float32) for a in theirs[1:]), group_size, bits)
-    np.testing.assert_allclose(np.asarray(mx.dequantize(*wide, group_size, bits)), np.array(dense), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(mx.dequantize(*wide, group_size, bits)), np.array(dense), atol=4e-6)
 
 
 class Small(nn.Module):

@@ -20,7 +20,7 @@ LZ_INLINE void amx_begin() {
 template <bool SPLIT> static void amx_row(const float* x, int64_t K, int64_t rest, char* acts, int64_t t) {
   acts += t % AMX_TOKENS * 64;
   over(round_up(K, 32), LZ_LAMBDA2(k, n) {
-    const f32x v = k + n <= K ? loadf(x + k) : k < K ? get(x + k, K - k) : f32x{};
+    const vf v = k + n <= K ? loadf(x + k) : k < K ? get(x + k, K - k) : vf{};
     const __m256bh high = _mm512_cvtneps_pbh((__m512)v);
     memcpy(acts + k / 32 * 2048 + k % 32 * 2, &high, 32);
     if (SPLIT) {
@@ -36,7 +36,7 @@ LZ_INLINE uint32_t* amx_place(uint32_t* panel, int64_t k, int r) { return panel 
 static void amx_expand_bf16(const char* w, int64_t stride, int64_t K, uint32_t* panel) {
   for (int r = 0; r < AMX_ROWS; r += LANES)
     for (int64_t k = 0; k < round_up(K, 32); k += 8) {
-      i32x z[4] = {};
+      vi z[4] = {};
       if (k + 8 <= K) columns<true>(w + r * stride + k * 2, stride, 16, z);
       else if (k < K) columns<false>(w + r * stride + k * 2, stride, (K - k) * 2, z);
       for (int j = 0; j < 4; j++) store(amx_place(panel, k + 2 * j, r), z[j]);
@@ -47,22 +47,23 @@ static void amx_expand_bf16(const char* w, int64_t stride, int64_t K, uint32_t* 
 template <int BITS>
 static void amx_expand(const char* codes, int64_t stride, int64_t K, int group, const float* scale, const float* bias, uint32_t* panel) {
   constexpr int CHUNK = 128 / BITS, EACH = 32 / BITS, TOP = 23 - BITS, MASK = ((1 << BITS) - 1) << TOP;
+  const int shift = __builtin_ctz(group);  // groups are powers of two
   for (int r = 0; r < AMX_ROWS; r += LANES)
     for (int64_t k = 0; k < round_up(K, 32); k += CHUNK) {
-      i32x z[4] = {};
+      vi z[4] = {};
       if (k + CHUNK <= K) columns<true>(codes + r * stride + k * BITS / 8, stride, 16, z);
       else if (k < K) columns<false>(codes + r * stride + k * BITS / 8, stride, (K - k) * BITS / 8, z);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
-        const int64_t g = (k + j * EACH) / group * AMX_ROWS + r;
-        const f32x s = loadf(scale + g) * (float)(1 << BITS), b = loadf(bias + g) - s;
+        const int64_t g = ((k + j * EACH) >> shift) * AMX_ROWS + r;
+        const vf s = loadf(scale + g) * (float)(1 << BITS), b = loadf(bias + g) - s;
         const auto weight = [&](int i) {
-          const i32x at = i * BITS <= TOP ? z[j] << (TOP - i * BITS) : (i32x)((u32x)z[j] >> (i * BITS - TOP));
-          return (i32x)fma((f32x)((at & MASK) | 0x3f800000), s, b) + 0x8000;
+          const vi at = i * BITS <= TOP ? z[j] << (TOP - i * BITS) : (vi)((u32x)z[j] >> (i * BITS - TOP));
+          return (vi)fma((vf)((at & MASK) | 0x3f800000), s, b) + 0x8000;
         };
 #pragma GCC unroll 4
         for (int i = 0; i < EACH; i += 2)
-          store(amx_place(panel, k + j * EACH + i, r), (weight(i + 1) & (int32_t)0xffff0000) | (i32x)((u32x)weight(i) >> 16));
+          store(amx_place(panel, k + j * EACH + i, r), (weight(i + 1) & (int32_t)0xffff0000) | (vi)((u32x)weight(i) >> 16));
       }
     }
 }

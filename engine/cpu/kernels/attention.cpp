@@ -1,15 +1,15 @@
-// Paged attention, flash style: softmax(q kᵀ · scale) v for ragged sequences over a paged cache, in one pass over k and v.
+// Paged attention, flash style: softmax(q kᵀ · scale) v of ragged sequences over a paged cache, reading k and v once.
 //
 // Shapes: q, o (T, H, D) f32; k pages (N, K, D, 32), transposed so that the scores of 32 tokens are vectors; v pages
 // (N, K, 32, D). The H / K query heads of a kv head, and all new tokens of a tile, are the rows of one small matrix, so
-// each page is read once for all of them. Decode moves 2 · length · K · D cache values a sequence and does 4 · H / K
-// operations on each: it is bound by memory, reads the pages as they are stored and asks for the next one ahead. A prefill
+// a page is read once for all of them. Decode moves 2 · length · K · D cache values a sequence and does 4 · H / K
+// operations on each: it is bound by memory, reads pages as they are stored and asks for later ones ahead. A prefill
 // tile has up to 256 rows: it expands a page once, to float32 or to the pairs that AMX tiles multiply, and is bound by
-// arithmetic. The plain loop, for one row i of head h, which tests/cpu/test_attention.py writes out:
+// arithmetic. The plain loop, for row i of head h, which tests/cpu/test_attention.py writes out:
 //   s[p] = scale · Σ_d q[i,h,d] k[p,d]    (softcap: cap · tanh(s / cap); only positions p that row i sees)
 //   o[i,h] = Σ_p e^s[p] v[p] / (Σ_p e^s[p] + e^sink[h])
-// The fast loop keeps a running maximum m and sum l of e^(s - m) a row, so scores never leave the first-level cache. Scores
-// are kept in units of log 2.
+// The fast loop keeps a maximum m and a sum l of e^(s - m) a row, so scores never leave the nearest caches. Scores are
+// kept in units of log 2.
 //
 // Work is one line: the pages of every (sequence, tile, kv head), weighed by rows, cut into even chunks. A cut may fall
 // inside an item; then its parts leave (m, l, o) in shared memory and are merged after a barrier.
@@ -21,19 +21,22 @@ constexpr int PAGE = 32;                     // tokens
 constexpr int CHUNK = 4;                     // pages between two updates of the running maximum
 constexpr int AHEAD = 2;                     // pages between what is read and what is asked for, at most CHUNK
 constexpr int ROWS = W == 16 ? 8 : 6;        // of the register tile: with two vectors a row it must not spill
-constexpr float NONE = -1e30f, LOWEST = -1e29f;  // a score that is not seen, and what a maximum starts from
+constexpr float LARGE = 4096;                // weights may add up to this before the maximum is brought up to date
+constexpr float LOWEST = -1e29f;             // what a maximum starts from
+constexpr float NONE = -1e30f;               // a score that is not seen
 
-// The register tile: c[r] (+)= Σ_k a[r][k] b[k] for R rows and NV vectors; b is converted as it is loaded, and what lies
+// The register tile: c[r] (+)= Σ_k a[r][k] b[k] for R rows and NV vectors; b is converted as it is loaded; what lies
 // `ahead` bytes further, wanted two pages later, is asked for. Both products of attention are this loop.
 template <int R, int NV, class V, class T>
-static void tile(bool add, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs, int64_t ahead) {
+static void tile(bool add, const float* a, int64_t as, const T* b, int64_t bs, int depth, float* c, int64_t cs,
+                 int64_t ahead) {
   constexpr int N = sizeof(V) / 4;
   V acc[R][NV];
   for (int r = 0; r < R; r++)
     for (int j = 0; j < NV; j++) acc[r][j] = add ? load<V>(c + r * cs + j * N) : V{};
   for (int k = 0; k < depth; k++, b += bs) {
     V row[NV];
-    if (ahead) __builtin_prefetch((const char*)b + ahead, 0, 2);
+    if (sizeof(T) < 4) __builtin_prefetch((const char*)b + ahead, 0, 2);
     for (int j = 0; j < NV; j++) row[j] = get<V>(b + j * N);
     for (int r = 0; r < R; r++)
       for (int j = 0; j < NV; j++) acc[r][j] += a[r * as + k] * row[j];
@@ -68,28 +71,31 @@ struct Args {
   View q, out, k, v;
   const float *k_scales, *v_scales, *sinks;
   const int32_t *table, *starts, *counts, *lengths;
-  int64_t T, H, K, B, P, N;
-  int D, group, window, rows, tokens;        // group = H / K; a tile holds `tokens` tokens, `rows` = tokens · group rows
+  int64_t T, H, K, B, P;
+  int D, group, window, rows, tokens;        // group = H / K; a tile holds tokens · group = rows
   bool causal;
   float scale, cap;                          // of q; cap > 0: scores are cap · log2 e · tanh of what the product gives
 
   explicit Args(const Step& s) {
     q = s.in[0], k = s.in[1], v = s.in[2], out = s.out[0];
-    table = s.in[3].as<int32_t>(), starts = s.in[4].as<int32_t>(), counts = s.in[5].as<int32_t>(), lengths = s.in[6].as<int32_t>();
-    T = q.shape[0], H = q.shape[1], D = (int)q.shape[2], K = k.shape[1], N = k.shape[0], B = s.in[4].shape[0], P = s.in[3].shape[1];
+    table = s.in[3].as<int32_t>(), starts = s.in[4].as<int32_t>();
+    counts = s.in[5].as<int32_t>(), lengths = s.in[6].as<int32_t>();
+    T = q.shape[0], H = q.shape[1], D = (int)q.shape[2], K = k.shape[1], B = s.in[4].shape[0], P = s.in[3].shape[1];
     window = (int)s.ints[0], causal = s.ints[1];
     int i = 7;
     sinks = s.ints[2] ? s.in[i++].as<float>() : nullptr;
-    k_scales = s.ints[3] ? s.in[i].as<float>() : nullptr, v_scales = s.ints[3] ? s.in[i + 1].as<float>() : nullptr;
+    k_scales = s.ints[3] ? s.in[i].as<float>() : nullptr;
+    v_scales = s.ints[3] ? s.in[i + 1].as<float>() : nullptr;
     const float c = (float)s.floats[1];
     scale = (float)s.floats[0] * (c > 0 ? 1 / c : LOG2E), cap = c * LOG2E;
     group = (int)(H / K);
     const int fit = 16384 / D < 256 ? 16384 / D : 256;
-    const int step = group % 32 ? 32 / (group & -group) : 1;         // tokens that fill whole blocks of 32 rows
-    tokens = fit >= step * group ? fit / group / step * step : fit > group ? fit / group : 1, rows = tokens * group;
+    const int step = group % 32 ? 32 / (group & -group) : 1;  // tokens that fill whole blocks of 32 rows
+    tokens = fit >= step * group ? fit / group / step * step : fit > group ? fit / group : 1;
+    rows = tokens * group;
   }
-  int width() const { return (D + 31) & ~31; }                            // of a row of q and o
-  int padded() const { return (rows + 31) & ~31; }                        // rows, in whole pairs of AMX tiles
+  int width() const { return (D + 31) & ~31; }      // of a row of q and o
+  int padded() const { return (rows + 31) & ~31; }  // rows, in whole pairs of AMX tiles
   size_t state() const { return (size_t)padded() * (size_t)(width() + 2); }  // floats
 };
 
@@ -98,6 +104,8 @@ struct Tile {                                // rows of one sequence and kv head
   int rows;
   int64_t page, pages;                       // what its rows see
 };
+
+LZ_INLINE bool many(const Tile& t) { return t.rows > 2 * ROWS; }  // rows enough to expand a page for them
 
 struct State {                               // running maximum, sum and output of each row
   float *m, *l, *o;
@@ -111,11 +119,11 @@ LZ_INLINE Range seen(const Args& a, const Tile& t, int row) {
   return {a.window && low > 0 ? low : 0, a.causal ? own + 1 : length};
 }
 
-// Scores of n tokens from position `at` become weights e^(s - m), m and l are brought up to date; returns what the old sum
-// and output shrink by. Scales of an int8 cache belong to its tokens: k's to the scores, v's to the weights.
-template <class W16>
-static float weigh(const Args& a, float* s, W16* weights, int n, int at, Range see, const float* ks, const float* vs, float* m,
-                   float* l) {
+// Scores of n tokens from position `at` become weights e^(s - m), m and l are brought up to date; returns what the old
+// sum and output shrink by. Scales of an int8 cache are its tokens': k's go to the scores, v's to the weights.
+template <class Weight>
+static float weigh(const Args& a, float* s, Weight* weights, int n, int at, Range see, const float* ks, const float* vs,
+                   float* m, float* l) {
   const int low = see.low - at, high = see.high - at, end = high >= n ? n : high > 0 ? (high + W - 1) / W * W : 0;
   ivec lane;
   for (int i = 0; i < W; i++) lane[i] = i;
@@ -127,35 +135,39 @@ static float weigh(const Args& a, float* s, W16* weights, int n, int at, Range s
       store(s + i, x);
     }
   for (int i = 0; i < low && i < end; i += W) store(s + i, lane + i < low ? vec{} + NONE : load<vec>(s + i));
-  if (high < end) store(s + end - W, lane + (end - W) < high ? load<vec>(s + end - W) : vec{} + NONE);
-  vec highest = vec{} + LOWEST;
-  for (int i = 0; i < end; i += W) highest = larger(load<vec>(s + i), highest);
-  const float before = *m, now = larger(before, top(highest));
-  vec sum{};
-  for (int i = end; i < n; i += W) put(weights + i, vec{});
-  for (int i = 0; i < end; i += W) {
-    vec p = exp2(load<vec>(s + i) - now);
-    sum += p;
-    if (vs) p *= load<vec>(vs + i);
-    put(weights + i, p);
+  if (0 < high && high < end) store(s + end - W, lane + (end - W) < high ? load<vec>(s + end - W) : vec{} + NONE);
+  const float before = *m;
+  float now = before, sum = 0;
+  for (bool first = before == LOWEST;; first = true) {  // the maximum so far will usually do: then it is not looked for
+    vec highest = vec{} + before, sums{};
+    for (int i = 0; first && i < end; i += W) highest = larger(load<vec>(s + i), highest);
+    if (first) now = top(highest);
+    for (int i = 0; i < end; i += W) {
+      const vec p = exp2(load<vec>(s + i) - now);
+      sums += p;
+      put(weights + i, vs ? p * load<vec>(vs + i) : p);
+    }
+    sum = total(sums);
+    if (first || sum < LARGE) break;
   }
+  for (int i = end; i < n; i += W) put(weights + i, vec{});
   const float keep = now == before ? 1 : exp2(before - now);
   *m = now;
-  *l = *l * keep + total(sum);
+  *l = *l * keep + sum;
   return keep;
 }
 
 // A thread's workspace. k and v are pages expanded, to float32 or pairs of bfloat16; q = high + low, both bfloat16.
 struct Room {
-  float *state, *q, *scores, *ks, *vs, *k, *v;
-  bf16 *high, *low, *weights;
+  float *state, *q, *scores, *weights, *ks, *vs, *k, *v;
+  bf16 *high, *low;
   size_t bytes;
   Room(char* p, const Args& a) {
-    const auto take = [&](auto*& to, size_t n) { to = (decltype(&*to))p; p += n * sizeof *to; };
+    const auto take = [&p](auto*& to, size_t n) { to = (decltype(&*to))p, p += n * sizeof *to; };
     const char* begin = p;
     const size_t row = (size_t)a.width(), rows = (size_t)a.padded() * row, tokens = CHUNK * PAGE;
-    take(state, a.state()), take(q, rows), take(scores, 32 * tokens), take(ks, tokens), take(vs, tokens);
-    take(k, tokens * row), take(v, tokens * row), take(high, rows), take(low, rows), take(weights, 32 * tokens);
+    take(state, a.state()), take(q, rows), take(scores, 32 * tokens), take(weights, 32 * tokens);
+    take(ks, tokens), take(vs, tokens), take(k, tokens * row), take(v, tokens * row), take(high, rows), take(low, rows);
     bytes = (size_t)(p - begin);
   }
 };
@@ -163,9 +175,10 @@ struct Room {
 // Up to CHUNK pages from p on: where their k and v lie, in the order they are read, and their scales.
 template <class T> struct Pages {
   int n;
-  const T* order[2 * CHUNK + AHEAD];            // n of k, n of v, then what comes next: asked for ahead
-  Pages(const Args& a, const Tile& t, int64_t p, int64_t end, const Room& room) : n((int)(end - p < CHUNK ? end - p : CHUNK)) {
+  const T* order[2 * CHUNK + AHEAD];         // n of k, n of v, then what comes next: asked for ahead
+  Pages(const Args& a, const Tile& t, int64_t p, int64_t end, const Room& room) {
     const int length = a.lengths[t.sequence];
+    n = (int)(end - p < CHUNK ? end - p : CHUNK);
     const auto page = [&](int64_t i) { return a.table[t.sequence * a.P + (i < end ? i : p)] * a.K + t.head; };
     for (int i = 0; i < n + AHEAD; i++) {
       const int64_t at = page(p + i);
@@ -184,6 +197,14 @@ template <class T> struct Pages {
   int64_t next(int i) const { return (const char*)order[i + AHEAD] - (const char*)order[i]; }
 };
 
+template <class T> LZ_INLINE vec get_some(const T* p, int n) {  // the first n values, a multiple of 8, then zeros
+  if (n <= 0) return vec{};
+#if defined(__AVX512F__)
+  if (n < W) return (vec)_mm512_zextps256_ps512((__m256)get<vec8>(p));
+#endif
+  return get<vec>(p);
+}
+
 template <class T> static void expand(const T* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; i += W) put(to + i, get<vec>(from + i));
 }
@@ -194,17 +215,17 @@ constexpr bool HAS_TILES = true;
 LZ_INLINE void settle() { asm volatile("" ::: "memory"); }  // tile loads do not tell the compiler what they read
 static void close_tiles() { _tile_release(); }
 
-// Configures the tiles, and splits q into two bf16 whose sum has 16 bits, so that scores are as good as k's rounding.
-static void open_tiles(const float* q, bf16* high, bf16* low, int64_t n) {
+static void open_tiles() {
   alignas(64) uint8_t shape[64] = {1};
   for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
-  settle();
   _tile_loadconfig(shape);
-  for (int64_t i = 0; i < n; i += W) {
-    const vec x = load<vec>(q + i), top = (vec)((ivec)x & -65536);
-    put(high + i, top);
-    put(low + i, x - top);
-  }
+}
+
+// x as two bf16 whose sum has 16 bits, so that scores are as good as k's rounding.
+LZ_INLINE void split(vec x, bf16* high, bf16* low) {
+  const vec top = (vec)((ivec)x & -65536);
+  put(high, top);
+  put(low, x - top);
 }
 
 // bf16 (a0, b0, a1, b1 …): a row of a `b` tile from two rows.
@@ -214,24 +235,26 @@ LZ_INLINE void put_pairs(bf16* to, vec a, vec b) {
                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   store(to, _mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a)));
 }
-template <class T> LZ_INLINE vec get_some(const T* p, int n) {
-  return n >= W ? get<vec>(p) : (vec)_mm512_zextps256_ps512((__m256)get<vec8>(p));
-}
 
 // k (D, 32) -> (width / 2, 32) pairs of d; v (32, D) -> (16, width) pairs of tokens, zero from token `there` on.
 template <class T> static void pair_up(const T* k, const T* v, bf16* k2, bf16* v2, int D, int width, int there) {
   for (int d = 0; d < width; d += 2)
-    for (int j = 0; j < PAGE; j += W)
-      put_pairs(k2 + d * PAGE + 2 * j, d < D ? get<vec>(k + d * PAGE + j) : vec{}, d < D ? get<vec>(k + (d + 1) * PAGE + j) : vec{});
+    for (int j = 0; j < PAGE; j += W) {
+      const T* from = k + d * PAGE + j;
+      put_pairs(k2 + d * PAGE + 2 * j, d < D ? get<vec>(from) : vec{}, d < D ? get<vec>(from + PAGE) : vec{});
+    }
   for (int i = 0; i < PAGE; i += 2)
-    for (int d = 0; d < D; d += W)
-      put_pairs(v2 + i * width + 2 * d, i < there ? get_some(v + i * D + d, D - d) : vec{},
-                i + 1 < there ? get_some(v + (i + 1) * D + d, D - d) : vec{});
+    for (int d = 0; d < D; d += W) {
+      const T* from = v + i * D + d;
+      put_pairs(v2 + i * width + 2 * d, i < there ? get_some(from, D - d) : vec{},
+                i + 1 < there ? get_some(from + D, D - d) : vec{});
+    }
 }
 
-// c (32, 32) f32 (+)= Σ over `depth` steps of a (32 rows of 32 bf16, and their low parts, if any) · b; strides in bytes.
-static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as, const bf16* b, int64_t bs, int64_t b_step,
-                         int depth, float* c, int64_t cs) {
+// c (32, 32) f32 (+)= Σ over `depth` steps of a (32 rows of 32 bf16, and their low parts, if any) · b; strides in
+// bytes.
+static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as, const bf16* b, int64_t bs,
+                         int64_t b_step, int depth, float* c, int64_t cs) {
   char *c0 = (char*)c, *c1 = c0 + 16 * cs;
   settle();
   if (add) {
@@ -253,67 +276,71 @@ static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as,
 #else
 constexpr bool HAS_TILES = false;
 static void close_tiles() {}
-template <class... Any> static void open_tiles(Any...) {}
+static void open_tiles() {}
+template <class... Any> static void split(Any...) {}
 template <class... Any> static void pair_up(Any...) {}
 template <class... Any> static void tile_product(Any...) {}
 #endif
 
-// Rows of a tile over its pages [begin, end) of type T, in one of three ways: few rows multiply the pages as they lie; for
-// many, a page is expanded once, to float32, or to pairs of bfloat16 for AMX.
+// Rows of a tile over its pages [begin, end) of type T, in one of three ways: few rows multiply the pages as they lie;
+// for many, a page is expanded once, to float32, or to pairs of bfloat16 for AMX.
 enum Way { DIRECT, EXPANDED, TILED };
-template <Way WAY, class T> static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+template <Way WAY, class T>
+static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
   constexpr int BLOCK = WAY == TILED ? 32 : ROWS, LINE = CHUNK * PAGE;
   const int D = a.D, width = a.width(), length = a.lengths[t.sequence];
   const int64_t span = (int64_t)PAGE * width;  // of an expanded page
+  const auto weights = [&] { if constexpr (WAY == TILED) return (bf16*)room.weights; else return room.weights; }();
   bf16 *k2 = (bf16*)room.k, *v2 = (bf16*)room.v;
-  if (WAY == TILED) open_tiles(room.q, room.high, room.low, (int64_t)t.rows * width);
+  if (WAY == TILED) open_tiles();
   for (int64_t p = begin; p < end; p += CHUNK) {
     const Pages<T> pages(a, t, p, end, room);
     const int n = pages.n, at = (int)p * PAGE;
     for (int i = 0; i < n; i++) {
-      if (WAY == EXPANDED) expand(pages.k(i), room.k + i * span, PAGE * D), expand(pages.v(i), room.v + i * span, PAGE * D);
+      if (WAY == EXPANDED) expand(pages.k(i), room.k + i * span, PAGE * D);
+      if (WAY == EXPANDED) expand(pages.v(i), room.v + i * span, PAGE * D);
       if (WAY == TILED) pair_up(pages.k(i), pages.v(i), k2 + i * span, v2 + i * span, D, width, length - at - i * PAGE);
     }
     for (int row = 0; row < t.rows; row += BLOCK) {
-      const int R = t.rows - row < BLOCK ? t.rows - row : BLOCK, low = seen(a, t, row).low, high = seen(a, t, row + R - 1).high;
-      const int first = low > at ? (low - at) / PAGE : 0, last = high < at + n * PAGE ? (high - at + PAGE - 1) / PAGE : n;
+      const int R = t.rows - row < BLOCK ? t.rows - row : BLOCK;
+      const int low = seen(a, t, row).low - at, high = seen(a, t, row + R - 1).high - at;
+      const int first = low > 0 ? low / PAGE : 0, last = high < n * PAGE ? (high + PAGE - 1) / PAGE : n;
       if (first >= last) continue;
-      const float* q = room.q + row * width;
-      float* o = st.o + row * width;
+      float *q = room.q + row * width, *o = st.o + row * width;
       for (int i = first; i < last; i++) {
         float* s = room.scores + i * PAGE;
         if (WAY == DIRECT) product(R, PAGE, false, q, width, pages.k(i), PAGE, D, s, LINE, pages.next(i));
         if (WAY == EXPANDED) product(R, PAGE, false, q, width, room.k + i * span, PAGE, D, s, LINE, 0);
         if (WAY == TILED)
-          tile_product(false, room.high + row * width, room.low + row * width, 2 * width, k2 + i * span, 4 * PAGE, 64 * PAGE,
-                       width / 32, s, 4 * LINE);
+          tile_product(false, room.high + row * width, room.low + row * width, 2 * width, k2 + i * span, 4 * PAGE,
+                       64 * PAGE, width / 32, s, 4 * LINE);
       }
       for (int r = 0; r < R; r++) {
-        const int from = first * PAGE, cell = r * LINE + from, tokens = (last - first) * PAGE;
-        float* s = room.scores + cell;
+        const int from = first * PAGE, cell = r * LINE + from;
         const float *ks = a.k_scales ? room.ks + from : nullptr, *vs = a.k_scales ? room.vs + from : nullptr;
-        const Range see = seen(a, t, row + r);
-        const float keep = WAY == TILED ? weigh(a, s, room.weights + cell, tokens, at + from, see, ks, vs, st.m + row + r, st.l + row + r)
-                                        : weigh(a, s, s, tokens, at + from, see, ks, vs, st.m + row + r, st.l + row + r);
-        for (int d = 0; keep != 1 && d < width; d += W) put(o + r * width + d, load<vec>(o + r * width + d) * keep);
+        const float keep = weigh(a, room.scores + cell, weights + cell, (last - first) * PAGE, at + from,
+                                 seen(a, t, row + r), ks, vs, st.m + row + r, st.l + row + r);
+        float* to = o + r * width;
+        for (int d = 0; keep != 1 && d < width; d += W) put(to + d, load<vec>(to + d) * keep);
       }
       for (int i = first; WAY != TILED && i < last; i++) {
-        const int left = (high < length ? high : length) - at - i * PAGE, tokens = left < PAGE ? left : PAGE;
-        const float* weights = room.scores + i * PAGE;
-        if (WAY == DIRECT) product(R, D, true, weights, LINE, pages.v(i), D, tokens, o, width, pages.next(n + i));
-        if (WAY == EXPANDED) product(R, D, true, weights, LINE, room.v + i * span, D, tokens, o, width, 0);
+        const int left = (high + at < length ? high : length - at) - i * PAGE, tokens = left < PAGE ? left : PAGE;
+        const float* w = room.weights + i * PAGE;
+        if (WAY == DIRECT) product(R, D, true, w, LINE, pages.v(i), D, tokens, o, width, pages.next(n + i));
+        if (WAY == EXPANDED) product(R, D, true, w, LINE, room.v + i * span, D, tokens, o, width, 0);
       }
       for (int d = 0; WAY == TILED && d < width; d += 32)
-        tile_product(true, room.weights + first * PAGE, nullptr, 2 * LINE, v2 + first * span + 2 * d, 4 * width, 2 * span,
-                     last - first, o + d, 4 * width);
+        tile_product(true, (bf16*)room.weights + first * PAGE, nullptr, 2 * LINE, v2 + first * span + 2 * d, 4 * width,
+                     2 * span, last - first, o + d, 4 * width);
     }
   }
   if (WAY == TILED) close_tiles();
 }
 
-template <class T> static void attend_any(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
-  if (t.rows <= 2 * ROWS) attend<DIRECT, T>(a, t, begin, end, st, room);
-  else attend<HAS_TILES ? TILED : EXPANDED, T>(a, t, begin, end, st, room);
+template <class T>
+static void attend_any(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
+  if (many(t)) attend<HAS_TILES ? TILED : EXPANDED, T>(a, t, begin, end, st, room);
+  else attend<DIRECT, T>(a, t, begin, end, st, room);
 }
 
 static void start(const Args& a, const Tile& t, State st, const Room& room) {
@@ -321,9 +348,10 @@ static void start(const Args& a, const Tile& t, State st, const Room& room) {
   for (int r = 0; r < t.rows; r++) {
     const int64_t token = a.starts[t.sequence] + t.first_token + r / a.group, head = t.head * a.group + r % a.group;
     const float* q = a.q.as<float>() + token * a.q.strides[0] + head * a.q.strides[1];
-    float* __restrict to = room.q + r * width;
-    for (int d = 0; d < a.D; d++) to[d] = q[d] * a.scale;
-    for (int d = a.D; d < width; d++) to[d] = 0;
+    for (int d = 0, at = r * width; d < width; d += W, at += W) {
+      const vec x = get_some(q + d, a.D - d) * a.scale;
+      if (HAS_TILES && many(t)) split(x, room.high + at, room.low + at); else put(room.q + at, x);
+    }
     st.m[r] = LOWEST, st.l[r] = 0;
     memset(st.o + r * width, 0, (size_t)width * sizeof(float));
   }
@@ -383,13 +411,15 @@ struct Cut {
   }
 };
 
-static void run_chunk(const Args& a, Line& line, int64_t from, int64_t to, float* head_slot, float* tail_slot, const Room& room) {
+static void run_chunk(const Args& a, Line& line, int64_t from, int64_t to, float* head_slot, const Room& room) {
+  float* const tail_slot = head_slot + a.state();
   Cut cut(line, from);
   while (true) {
     const int64_t item_end = line.begin + (cut.item + 1) * line.cost;
     Tile t = line.tile;
     t.head = cut.item;
-    const int64_t units = t.pages ? t.pages : 1, stop = to >= item_end ? units : (to - (item_end - line.cost)) / line.weight();
+    const int64_t units = t.pages ? t.pages : 1;
+    const int64_t stop = to >= item_end ? units : (to - (item_end - line.cost)) / line.weight();
     if (stop > cut.page || cut.page > 0) {
       const bool whole = cut.page == 0 && stop == units;
       const State st(whole ? room.state : cut.page > 0 ? head_slot : tail_slot, a);
@@ -406,7 +436,7 @@ static void run_chunk(const Args& a, Line& line, int64_t from, int64_t to, float
   }
 }
 
-// Merges the parts of the item that the cut before chunk c begins to divide: the tail of chunk c - 1, the heads from c on.
+// Merges the parts of the item that the cut before chunk c is the first to divide: chunk c - 1's tail, heads from c on.
 static void merge(const Args& a, const Tile& t, float* slots, int64_t c, int64_t last) {
   const size_t slot = a.state();
   const int width = a.width();
@@ -444,15 +474,16 @@ static void run(const Step& s, Team& team) {
   int64_t total = 0;
   for (int64_t b = 0; b < a.B; b++)
     if (a.lengths[b] > a.P * PAGE || a.counts[b] > a.lengths[b] || a.starts[b] + a.counts[b] > a.T)
-      return team.fail("[paged_attention] sequence %d: %d new of %d tokens from row %d do not fit %d rows and %d pages", (int)b,
-                       a.counts[b], a.lengths[b], a.starts[b], (int)a.T, (int)a.P);
+      return team.fail("[paged_attention] sequence %d: %d new of %d tokens from row %d do not fit %d rows and %d pages",
+                       (int)b, a.counts[b], a.lengths[b], a.starts[b], (int)a.T, (int)a.P);
   clear_strays(a, team);
   for (Line all(a); all.cost; all.next()) total = all.end();
   if (total == 0) return;
-  const int64_t chunks = team.size == 1 ? 1 : team.size * (total > team.size * 4096 ? CUTS : 1);
+  // Small work is not worth more cuts than threads.
+  const int64_t chunks = team.size == 1 ? 1 : team.size * (total > team.size * 1024 ? CUTS : 1);
   Line line(a);
   for (int64_t c = team.take(1); c < chunks; c = team.take(1))
-    run_chunk(a, line, total * c / chunks, total * (c + 1) / chunks, slots + 2 * c * a.state(), slots + (2 * c + 1) * a.state(), room);
+    run_chunk(a, line, total * c / chunks, total * (c + 1) / chunks, slots + 2 * c * a.state(), room);
   if (chunks == 1) return;
   team.barrier();
   Line again(a);
@@ -478,7 +509,8 @@ static size_t local(const Step& s, int) { return Room(nullptr, Args(s)).bytes; }
 static const char* check(const Step& s) {
   const int dtype = s.in[1].dtype;
   if (s.in[0].dtype != LZ_F32 || s.out[0].dtype != LZ_F32) return "q and the output must be float32";
-  if (dtype != s.in[2].dtype || (dtype != LZ_F16 && dtype != LZ_BF16 && dtype != LZ_I8)) return "pages must be float16, bfloat16 or int8";
+  if (dtype != s.in[2].dtype || (dtype != LZ_F16 && dtype != LZ_BF16 && dtype != LZ_I8))
+    return "pages must be float16, bfloat16 or int8";
   if ((dtype == LZ_I8) != (s.ints[3] != 0)) return "int8 pages, and no others, have scales";
   if (s.in[1].shape[3] != PAGE || s.in[2].shape[2] != PAGE) return "a page must hold 32 tokens";
   if (s.in[0].shape[2] % 8 || s.in[0].shape[2] > 256) return "the head size must be a multiple of 8, at most 256";

@@ -44,7 +44,8 @@ template <class T> using Loop = void (*)(T* d, const T* a, const T* b, const T* 
 // Vectors of floats run over the end of a tile that is not full: registers have room for that.
 template <class Op, class T> static void loop(T* d, const T* a, const T* b, const T* c, int64_t n) {
   if constexpr (Same<T, float>::value)
-    for (int64_t k = 0; k < n; k += LANES) store(d + k, Op::template of<f32x>(loadf(a + k), loadf(b + k), loadf(c + k)));
+    for (int64_t k = 0; k < n; k += LANES)
+      store(d + k, Op::template of<f32x>(loadf(a + k), loadf(b + k), loadf(c + k)));
   else
     for (int64_t k = 0; k < n; k++) d[k] = Op::template of<T>(a[k], b[k], c[k]);
 }
@@ -174,7 +175,8 @@ template <class T> static void run_as(const Step& s, Team& team) {
 }
 
 static void run(const Step& s, Team& team) {
-  static constexpr void (*classes[])(const Step&, Team&) = {run_as<float>, run_as<double>, run_as<int64_t>, run_as<uint64_t>};
+  static constexpr void (*classes[])(const Step&, Team&) = {
+      run_as<float>, run_as<double>, run_as<int64_t>, run_as<uint64_t>};
   classes[s.ints[0]](s, team);
 }
 
@@ -191,7 +193,7 @@ static const char* check(const Step& s) {
   if (s.n_int < 3 + s.n_out) return "wants ints = [class, n_instr, n_const, out_register of each output, instructions]";
   const Program p = program(s);
   if (p.type < 0 || p.type > 3) return "class must be 0 (f32), 1 (f64), 2 (i64) or 3 (u64)";
-  if (p.n < 0 || s.n_int != 3 + s.n_out + 5 * p.n) return "the number of ints differs from 3 + outputs + 5 × instructions";
+  if (p.n < 0 || s.n_int != 3 + s.n_out + 5 * p.n) return "the number of ints differs from 3 + n_out + 5 n_instr";
   if (p.n_const != s.n_float) return "the number of constants differs from the number of floats";
   if (p.n_const + s.n_in > MAX_REGISTERS) return "inputs and constants need more than 64 registers";
   for (int i = 0; i < s.n_out; i++)

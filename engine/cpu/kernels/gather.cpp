@@ -1,14 +1,15 @@
-// take:           o (A, I, C) = x (A, N, C)[:, idx (I)], any dtype. Bytes moved: 2 A I C items. Without A: o (I, C), x (N, C),
-//                 so that a symbolic I or N leads.
-// quantized_take: o (I, K) float32 = rows idx (I) of the quantized w (N, K bits / 32) u32, scales and biases (N, K / group).
-//                 ints = [bits, group]. Codes lie one after the other from the lowest bit on: eight of them are `bits` bytes.
+// take:           o (A, I, C) = x (A, N, C)[:, idx (I)], any dtype; or both without A. Bytes moved: 2 A I C items.
+// quantized_take: o (I, K) float32 = rows idx (I) of quantized w (N, K bits / 32) u32, scales, biases (N, K / group).
+//                 ints = [bits, group]. Codes follow one another from the lowest bit on: eight are `bits` bytes.
 // A negative index counts from the end; one out of range fails the run.
 #include "../rows.h"
 
 LZ_NAMESPACE_BEGIN
 
 // Calls f(i, index) for i in [begin, end), the index resolved into [0, size).
-template <class F> LZ_INLINE void for_indices(const View& idx, int64_t begin, int64_t end, int64_t size, const char* kernel, Team& team, F f) {
+template <class F>
+LZ_INLINE void for_indices(const View& idx, int64_t begin, int64_t end, int64_t size, const char* kernel, Team& team,
+                           F f) {
   const Load<int64_t> load = loader<int64_t>(idx.dtype);
   const int64_t stride = idx.strides[0];
   int64_t block[256];
@@ -17,14 +18,15 @@ template <class F> LZ_INLINE void for_indices(const View& idx, int64_t begin, in
     load(block, idx.data + at * stride * ITEM_SIZE[idx.dtype], stride, n);
     for (int64_t k = 0; k < n; k++) {
       const int64_t index = block[k] < 0 ? block[k] + size : block[k];
-      if (index < 0 || index >= size) return team.fail("[%s] index %lld is out of range for size %lld", kernel, (long long)block[k], (long long)size);
+      if (index < 0 || index >= size)
+        return team.fail("[%s] index %lld is out of range for size %lld", kernel, (long long)block[k], (long long)size);
       f(at + k, index);
     }
   }
 }
 
-template <class T> LZ_INLINE void copy_items(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n) {
-  for (int64_t k = 0; k < n; k++) reinterpret_cast<T*>(to)[k * to_stride] = reinterpret_cast<const T*>(from)[k * from_stride];
+template <class T> LZ_INLINE void copy_items(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n) {
+  for (int64_t k = 0; k < n; k++) to[k * to_stride] = from[k * from_stride];
 }
 
 LZ_INLINE View with_leading_axis(View v) {
@@ -41,12 +43,13 @@ template <class T> static void take_items(const Step& s, Team& team) {
   int64_t begin, end;
   team.part(out.shape[0] * count, 1, &begin, &end);
   for (int64_t a = begin / (count ? count : 1); a * count < end; a++) {  // rows a * count + i of the result
-    const int64_t first = begin > a * count ? begin - a * count : 0, last = end < (a + 1) * count ? end - a * count : count;
+    const int64_t first = begin > a * count ? begin - a * count : 0;
+    const int64_t last = end < (a + 1) * count ? end - a * count : count;
     for_indices(idx, first, last, x.shape[1], "take", team, [&](int64_t i, int64_t index) {
-      char* to = out.data + (a * out.strides[0] + i * out.strides[1]) * item;
-      const char* from = x.data + (a * x.strides[0] + index * x.strides[1]) * item;
+      T* to = out.as<T>() + a * out.strides[0] + i * out.strides[1];
+      const T* from = x.as<T>() + a * x.strides[0] + index * x.strides[1];
       if (block) memcpy(to, from, columns * item);
-      else copy_items<T>(to, out.strides[2], from, x.strides[2], columns);
+      else copy_items(to, out.strides[2], from, x.strides[2], columns);
     });
   }
 }
@@ -62,14 +65,18 @@ static void run_take(const Step& s, Team& team) {
 
 static const char* check_take(const Step& s) {
   if (s.n_out != 1 || s.n_in != 2) return "wants one output, and inputs x, indices";
-  if (s.in[0].ndim < 2 || s.in[0].ndim > 3 || s.in[1].ndim != 1 || s.out->ndim != s.in[0].ndim) return "wants x (A, N, C), indices (I) and output (A, I, C), or both without A";
+  if (s.in[0].ndim < 2 || s.in[0].ndim > 3 || s.in[1].ndim != 1 || s.out->ndim != s.in[0].ndim)
+    return "wants x (A, N, C), indices (I) and output (A, I, C), or both without A";
   const View x = with_leading_axis(s.in[0]), out = with_leading_axis(s.out[0]), &idx = s.in[1];
-  if (x.shape[0] != out.shape[0] || x.shape[2] != out.shape[2] || idx.shape[0] != out.shape[1]) return "x (A, N, C), indices (I) and output (A, I, C) differ in A, I or C";
+  if (x.shape[0] != out.shape[0] || x.shape[2] != out.shape[2] || idx.shape[0] != out.shape[1])
+    return "x (A, N, C), indices (I) and output (A, I, C) differ in A, I or C";
   if (x.dtype != out.dtype) return "x and the output must have one dtype";
   return is_integer(idx.dtype) ? nullptr : "indices must be integers";
 }
 
-template <int BITS> static void dequantize_row(float* to, const uint8_t* codes, const float* scales, const float* biases, int64_t n, int64_t group) {
+template <int BITS>
+static void dequantize_row(float* to, const uint8_t* codes, const float* scales, const float* biases, int64_t n,
+                           int64_t group) {
   for (int64_t k = 0; k < n; k += 8, codes += BITS) {
     uint64_t word = 0;
     memcpy(&word, codes, BITS);
@@ -91,28 +98,34 @@ static void run_quantized_take(const Step& s, Team& team) {
   for_indices(idx, begin, end, w.shape[0], "quantized_take", team, [&](int64_t i, int64_t index) {
     load(scale, scales.data + index * scales.strides[0] * ITEM_SIZE[scales.dtype], scales.strides[1], groups);
     load(bias, biases.data + index * biases.strides[0] * ITEM_SIZE[biases.dtype], biases.strides[1], groups);
-    dequantize[bits - 1](out.as<float>() + i * out.strides[0], w.as<uint8_t>() + index * w.strides[0] * 4, scale, bias, columns, s.ints[1]);
+    const uint8_t* codes = w.as<uint8_t>() + index * w.strides[0] * 4;
+    dequantize[bits - 1](out.as<float>() + i * out.strides[0], codes, scale, bias, columns, s.ints[1]);
   });
 }
 
 static size_t local_quantized_take(const Step& s, int) { return size_t(s.in[1].shape[1]) * 2 * sizeof(float); }
 
 static const char* check_quantized_take(const Step& s) {
-  if (s.n_out != 1 || s.n_in != 4 || s.n_int != 2) return "wants one output, inputs w, scales, biases, indices, and ints = [bits, group]";
+  if (s.n_out != 1 || s.n_in != 4 || s.n_int != 2)
+    return "wants one output, inputs w, scales, biases, indices, and ints = [bits, group]";
   const View &w = s.in[0], &scales = s.in[1], &biases = s.in[2], &idx = s.in[3], &out = s.out[0];
   const int64_t bits = s.ints[0], group = s.ints[1], columns = out.shape[1];
   if (bits < 1 || bits > 8 || group < 8 || group % 8) return "bits must be 1 to 8, and the group a multiple of 8";
-  if (w.ndim != 2 || scales.ndim != 2 || biases.ndim != 2 || out.ndim != 2 || idx.ndim != 1) return "wants w, scales, biases, output of two axes and indices of one";
-  if (w.dtype != LZ_U32 || out.dtype != LZ_F32 || !is_integer(idx.dtype)) return "wants w uint32, integer indices, and a float32 output";
+  if (w.ndim != 2 || scales.ndim != 2 || biases.ndim != 2 || out.ndim != 2 || idx.ndim != 1)
+    return "wants w, scales, biases, output of two axes and indices of one";
+  if (w.dtype != LZ_U32 || out.dtype != LZ_F32 || !is_integer(idx.dtype))
+    return "wants w uint32, integer indices, and a float32 output";
   if (!is_float(scales.dtype) || scales.dtype != biases.dtype) return "scales and biases must have one float dtype";
   if (w.shape[1] * 32 != columns * bits || scales.shape[1] * group != columns || biases.shape[1] != scales.shape[1])
     return "w, scales, biases and the output differ in K";
-  if (w.shape[0] != scales.shape[0] || w.shape[0] != biases.shape[0] || idx.shape[0] != out.shape[0]) return "rows of w, scales and biases, or indices and output, differ in number";
+  if (w.shape[0] != scales.shape[0] || w.shape[0] != biases.shape[0] || idx.shape[0] != out.shape[0])
+    return "rows of w, scales and biases, or indices and output, differ in number";
   return w.strides[1] == 1 && out.strides[1] == 1 ? nullptr : "rows of w and of the output must be contiguous";
 }
 
 extern const Kernel take, quantized_take;
 const Kernel take = {"take", run_take, nullptr, nullptr, check_take};
-const Kernel quantized_take = {"quantized_take", run_quantized_take, nullptr, local_quantized_take, check_quantized_take};
+const Kernel quantized_take = {
+    "quantized_take", run_quantized_take, nullptr, local_quantized_take, check_quantized_take};
 
 LZ_NAMESPACE_END

@@ -5,47 +5,49 @@
 
 LZ_NAMESPACE_BEGIN
 
-// y[m][r] = sum_k x[m][k] w[r][k] for 16 rows w of any float type
-template <int M> static void dense_rows(int dtype, const char* w, int64_t stride, int64_t K, const float* x, int64_t ldx, float* y) {
-  const int size = size_of(dtype);
-  f32x all[M][LANES];
-  for (int r = 0; r < LANES; r += 4) {
-    f32x acc[4][M] = {};
-    over(K, LZ_LAMBDA2(k, n) {
-      f32x v[M];
-      unrolled<M>(LZ_LAMBDA(m) { v[m] = get(x + m * ldx + k, n); });
-      unrolled<4>(LZ_LAMBDA(i) {
-        const char* p = w + (r + i) * stride + k * size;
+// y[m][r] = sum_k x[m][k] w[r][k] for 16 rows w. x is zero from K up to the next multiple of 16.
+template <int M, int DTYPE> static void dense_rows(const char* w, int64_t stride, int64_t K, const float* x, int64_t ldx, float* y) {
+  constexpr int SIZE = DTYPE == LZ_F32 ? 4 : 2, R = W == 16 || M < 4 ? 4 : 2;
+  vf all[M][LANES];
+  for (int r = 0; r < LANES; r += R) {
+    vf acc[R][M] = {};
+    for (int64_t k = 0; k < K; k += W) {
+      char end[R][W * SIZE] = {};  // the last lanes of a row, so that nothing past it is read
+      const bool whole = k + W <= K;
+      if (!whole) for (int i = 0; i < R; i++) memcpy(end[i], w + (r + i) * stride + k * SIZE, (K - k) * SIZE);
+      vf v[M];
+      unrolled<M>(LZ_LAMBDA(m) { v[m] = load<vf>(x + m * ldx + k); });
+      unrolled<R>(LZ_LAMBDA(i) {
+        const char* p = w + (r + i) * stride + k * SIZE;
         __builtin_prefetch(p + 4096);
-        const f32x row = get_as(dtype, p, n);
-        unrolled<M>(LZ_LAMBDA(m) { acc[i][m] = fma(row, v[m], acc[i][m]); });
+        const vf row = widen<DTYPE>(whole ? p : end[i]);
+        unrolled<M>(LZ_LAMBDA(m) { acc[i][m] = row * v[m] + acc[i][m]; });
       });
-    });
-    unrolled<4>(LZ_LAMBDA(i) { unrolled<M>(LZ_LAMBDA(m) { all[m][r + i] = acc[i][m]; }); });
+    }
+    unrolled<R>(LZ_LAMBDA(i) { unrolled<M>(LZ_LAMBDA(m) { all[m][r + i] = acc[i][m]; }); });
   }
   for (int m = 0; m < M; m++) store(y + m * LANES, sums(all[m]));
 }
+template <int M> static void dense_rows(int dtype, const char* w, int64_t stride, int64_t K, const float* x, int64_t ldx, float* y) {
+  (dtype == LZ_F32 ? dense_rows<M, LZ_F32> : dtype == LZ_F16 ? dense_rows<M, LZ_F16> : dense_rows<M, LZ_BF16>)(w, stride, K, x, ldx, y);
+}
 
-#if defined(__AVX512F__)
-constexpr int FLOAT_MR = 6, FLOAT_NV = 4;
-#else
-constexpr int FLOAT_MR = 4, FLOAT_NV = 1;
-#endif
+constexpr int FLOAT_MR = W < 8 ? 4 : 6, FLOAT_NV = W < 16 ? 2 : 4;
 // y[m][0..64) (+)= sum_k x[m][k] panel[k][0..64), MR tokens; `ldp` floats from one k to the next
 static void float_tile(const float* panel, int64_t ldp, int64_t K, const float* x, int64_t ldx, float* y, bool add) {
   constexpr int MR = FLOAT_MR, NV = FLOAT_NV;
-  for (int n = 0; n < 64; n += NV * LANES) {
-    f32x acc[MR][NV];
-    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = add ? loadf(y + m * 64 + n + v * LANES) : f32x{}; }); });
+  for (int n = 0; n < 64; n += NV * W) {
+    vf acc[MR][NV];
+    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = add ? load<vf>(y + m * 64 + n + v * W) : vf{}; }); });
     for (int64_t k = 0; k < K; k++) {
-      f32x w[NV];
-      unrolled<NV>(LZ_LAMBDA(v) { w[v] = loadf(panel + k * ldp + n + v * LANES); });
+      vf w[NV];
+      unrolled<NV>(LZ_LAMBDA(v) { w[v] = load<vf>(panel + k * ldp + n + v * W); });
       unrolled<MR>(LZ_LAMBDA(m) {
-        const f32x a = each(x[m * ldx + k]);
-        unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = fma(a, w[v], acc[m][v]); });
+        const vf a = each(x[m * ldx + k]);
+        unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = a * w[v] + acc[m][v]; });
       });
     }
-    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { store(y + m * 64 + n + v * LANES, acc[m][v]); }); });
+    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { store(y + m * 64 + n + v * W, acc[m][v]); }); });
   }
 }
 

@@ -1,8 +1,9 @@
 // linear: y_j = act(norm(x)) W_j^T + bias_j for n weights that share x, with what follows folded in.
 //
 //   o  n outputs (T, N_j) f32, or 1 if epilogue >= 2
-//   i  x (T, K) f32, [norm weight (K)], for each j: W_j (N_j, K) f32|f16|bf16, or codes u32 (N_j, K bits / 32), scales and
-//      biases (N_j, K / group); [bias_j (N_j)]; then [residual (T, N) f32]. x may not overlap an output; the residual may.
+//   i  x (T, K) f32, [norm weight (K)], for each j W_j (N_j, K) f32|f16|bf16, or codes u32 (N_j, K bits / 32), scales and
+//      biases (N_j, K / group); then [for each j bias_j (N_j)], [residual (T, N) f32]. x may not overlap an output; the
+//      residual may.
 //   ints [n, bits (0 dense, 4, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
 //   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2)
 //
@@ -31,8 +32,8 @@ struct Linear {
     for (int j = 0; j < n; j++) {
       w[j] = {in, in + 1, in + 2, 0, in->shape[0]};
       in += bits ? 3 : 1;
-      if (has_bias) w[j].bias = in++;
     }
+    for (int j = 0; has_bias && j < n; j++) w[j].bias = in++;
     if (epilogue == 1) residual = in;
   }
   Codes codes(int M, int passes) const { return {Kp, group < 64 ? group : 64, M, passes}; }
@@ -80,7 +81,8 @@ template <int BITS, int M, int PASSES> struct Coded {
 template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, PASSES> {
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += M * LANES)
-      rows_tile<BITS, A, M, PASSES>({b->w, b->stride, L.K, b->scale(L), b->bias(L, LANES), L.group}, L.codes(M, PASSES), acts, y);
+      for (int r = 0; r < LANES; r += W)
+        rows_tile<BITS, A, M, PASSES>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group}, L.codes(M, PASSES), acts, y + r);
   }
   static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
 };
@@ -98,7 +100,7 @@ template <int BITS, int PASSES> struct PanelPath : Coded<BITS, PANEL_MR, PASSES>
 
 struct Floats {
   static int64_t record(const Linear& L) { return L.Kp * 4; }
-  static void encode(const Linear& L, const float* x, char* acts, int64_t t) { memcpy(acts + t * record(L), x, L.K * 4); }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) { over(L.Kp, LZ_LAMBDA2(k, n) { put((float*)(acts + t * record(L)) + k, k + n <= L.K ? loadf(x + k) : k < L.K ? get(x + k, L.K - k) : f32x{}, n); }); }
 };
 template <int M> struct DensePath : Floats {
   static void expand(const Linear&, const Block&) {}
@@ -140,10 +142,10 @@ template <int BITS> struct AmxPath {
 #endif
 
 // The table: which path for so many tokens.
-#if defined(__AVX512F__)
-constexpr int WIDE = 8;
+#if defined(__AMX_BF16__)
+constexpr int WIDE = 8, FEW = 24;  // measured: up to FEW tokens, rows as they lie beat panels
 #else
-constexpr int WIDE = 4;
+constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48;
 #endif
 template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise) {
   if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 1>::path;
@@ -151,7 +153,7 @@ template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise)
 }
 template <int BITS> static const Path& coded_path(const Linear& L) {
   const bool precise = L.precise || L.T <= 4;
-  if (L.T <= (precise ? 8 : 16)) {
+  if (L.T <= (precise ? 8 : FEW)) {
     return L.group == 16 ? rows_path<BITS, 16>(L.T, precise) : L.group == 32 ? rows_path<BITS, 32>(L.T, precise) : rows_path<BITS, 64>(L.T, precise);
   }
 #if defined(__AMX_BF16__)

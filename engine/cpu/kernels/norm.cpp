@@ -1,5 +1,5 @@
-// softmax, rms_norm, layer_norm: o, i (R, C) in float32, float16 or bfloat16; w, b (C). Threads share the rows; each row
-// is read once from memory, worked on in L1, and written once.
+// softmax, rms_norm, layer_norm: o, i (R, C) in float32, float16 or bfloat16; w, b (C). Threads share the rows; each
+// row is read once from memory, worked on in L1, and written once.
 //   softmax:    y = exp(x - max x) / Σ exp(x - max x)
 //   rms_norm:   y = x / sqrt(mean x² + eps) · w                                   floats = [eps]
 //   layer_norm: y = (x - mean x) / sqrt(mean (x - mean x)² + eps) · w + b         floats = [eps]
@@ -26,8 +26,8 @@ LZ_INLINE float* weight(const Step& s, Team& team, int i) {
 }
 LZ_INLINE bool plain(const View& v) { return v.dtype == LZ_F32 && v.strides[1] == 1 && v.shape[1] % LANES == 0; }
 
-// row(y, x, n) for this thread's rows, n floats each: in place in memory where they are plain floats, else in a buffer that
-// is filled up with `fill` to full vectors.
+// row(y, x, n) for this thread's rows, n floats each: in memory where they are plain floats, else in a buffer that is
+// filled up with `fill` to full vectors.
 template <class Row> LZ_INLINE void for_rows(const Step& s, Team& team, float fill, Row row) {
   const View &in = s.in[0], &out = s.out[0];
   const int64_t columns = in.shape[1], width = padded(columns);
@@ -42,7 +42,8 @@ template <class Row> LZ_INLINE void for_rows(const Step& s, Team& team, float fi
     for (int64_t k = columns; k < width; k++) w[k] = 0;
   }
   for (int64_t r = begin; r < end; r++) {
-    char *from = in.data + r * in.strides[0] * ITEM_SIZE[in.dtype], *to = out.data + r * out.strides[0] * ITEM_SIZE[out.dtype];
+    char* from = in.data + r * in.strides[0] * ITEM_SIZE[in.dtype];
+    char* to = out.data + r * out.strides[0] * ITEM_SIZE[out.dtype];
     float* y = plain(out) ? reinterpret_cast<float*>(to) : buffer;
     if (plain(in)) {
       row(y, reinterpret_cast<const float*>(from), width);
@@ -92,9 +93,11 @@ static void run_layer_norm(const Step& s, Team& team) {
 static size_t local(const Step& s, int) { return size_t(padded(s.in[0].shape[1])) * s.n_in * sizeof(float); }
 
 template <int N_WEIGHTS> static const char* check(const Step& s) {
-  if (s.n_out != 1 || s.n_in != 1 + N_WEIGHTS || s.n_float != (N_WEIGHTS > 0)) return "wrong number of outputs, inputs or floats";
+  if (s.n_out != 1 || s.n_in != 1 + N_WEIGHTS || s.n_float != (N_WEIGHTS > 0))
+    return "wrong number of outputs, inputs or floats";
   const View &x = s.in[0], &y = s.out[0];
-  if (x.ndim != 2 || y.ndim != 2 || x.shape[0] != y.shape[0] || x.shape[1] != y.shape[1]) return "input and output must both be (R, C)";
+  if (x.ndim != 2 || y.ndim != 2 || x.shape[0] != y.shape[0] || x.shape[1] != y.shape[1])
+    return "input and output must both be (R, C)";
   for (int i = 0; i < 1 + s.n_in; i++)
     if (!is_float(s.out[i].dtype)) return "wants float32, float16 or bfloat16";
   for (int i = 1; i < s.n_in; i++)

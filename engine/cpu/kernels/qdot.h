@@ -1,4 +1,4 @@
-// Unsigned codes times int8 activations, sixteen rows of weights in the lanes:
+// Unsigned codes times int8 activations, W rows of weights in the lanes:
 //   y = sum over groups g of  scale_g d_g (sum q a) + bias_g d_g (sum a),      x ~ d_g a in group g
 // The second sum runs over the quantized a as well: exact sums of x would triple the error, since q is not centred.
 // An activation is one int8 of a group's largest magnitude / 127, or ("two passes") 128 h + l of / 16256: 15 bits.
@@ -25,7 +25,7 @@ template <int BITS> LZ_INLINE u8x code_order(u8x a) {
   if (BITS == 8) return a;
   return __builtin_shuffle(a, (u8x){0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
 }
-template <int BITS> LZ_INLINE void unpack(const i32x z[4], i32x q[]) {
+template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {
   for (int j = 0; j < 4; j++) {
     if (BITS == 8) {
       q[j] = z[j];
@@ -69,45 +69,39 @@ template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, 
 }
 
 // acc + sum of N quads: bytes of lane r of q[j] times the four activations at a + 4 M j. DOT_QUADS: how many it likes at a time
+LZ_INLINE int32_t four(const char* a) { return *(const may_alias_i32*)a; }
 #if defined(__AVX512VNNI__)
 constexpr int DOT_QUADS = 1;
-template <int BITS, int N, int M> LZ_INLINE i32x dot(i32x acc, const i32x q[], const char* a) {
+template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const char* a) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(*q), "m"(*(const may_alias_i32*)a));  // GCC 12 spills the intrinsic's
   return acc;
 }
-#elif defined(__AVX2__)
+#elif defined(__SSE2__)
 constexpr int DOT_QUADS = 8;
-template <int BITS, int N, int M> LZ_INLINE i32x dot(i32x acc, const i32x q[], const char* a) {
-  for (int half = 0; half < 2; half++) {
-    __m256i sum = _mm256_setzero_si256(), total;
-    for (int j = 0; j < N; j++) {
-      const __m256i u = _mm256_loadu_si256((const __m256i*)&q[j] + half), v = _mm256_set1_epi32(((const may_alias_i32*)a)[j * M]);
-      if (BITS == 4) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, v));
-      } else {
-        const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
-        sum = _mm256_add_epi32(sum, _mm256_add_epi32(even, _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(v, 8))));
-      }
-    }
-    if (BITS == 4) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-    total = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i*)&acc + half));
-    _mm256_storeu_si256((__m256i*)&acc + half, total);
+template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const char* a) {
+#if defined(__AVX2__)
+  if (BITS == 4) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits
+    vm sum = {};
+    unrolled<N>(LZ_LAMBDA(j) { sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16((vm)q[j], _mm256_set1_epi32(four(a + 4 * M * j)))); });
+    return acc + (vi)_mm256_madd_epi16(sum, _mm256_set1_epi16(1));
   }
+#endif
+  unrolled<N>(LZ_LAMBDA(j) {
+    const vm v = LZ_MM(set1_epi32)(four(a + 4 * M * j)), even = LZ_MM(srai_epi16)(LZ_MM(slli_epi16)(v, 8), 8), odd = LZ_MM(srai_epi16)(v, 8);
+    acc += (vi)LZ_MM(madd_epi16)((vm)(q[j] & 0x00ff00ff), even) + (vi)LZ_MM(madd_epi16)((vm)LZ_MM(srli_epi16)((vm)q[j], 8), odd);
+  });
   return acc;
 }
 #else
 constexpr int DOT_QUADS = 8;
-template <int BITS, int N, int M> static __attribute__((noinline)) i32x dot(i32x acc, const i32x q[], const char* at) {
-  const uint8_t* u = (const uint8_t*)q;
-  const int8_t* a = (const int8_t*)at;
-  int32_t total[LANES] = {};
-  for (int j = 0; j < N; j++, a += 4 * M)
-    for (int r = 0; r < LANES; r++, u += 4) total[r] += u[0] * a[0] + u[1] * a[1] + u[2] * a[2] + u[3] * a[3];
-  return acc + load<i32x>(total);
+template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const char* a) {
+  for (int j = 0; j < N; j++)
+    for (int b = 0; b < 4; b++) acc += ((q[j] >> 8 * b) & 255) * (int32_t)(int8_t)a[4 * M * j + b];
+  return acc;
 }
 #endif
 
-// Decode: M tokens x 16 rows straight from the mapped bytes, `stride` bytes a row. Each chunk of 16 x 16 bytes is
+// Decode: M tokens x W rows straight from the mapped bytes, `stride` bytes a row. Each chunk of W x 16 bytes is
 // turned and unpacked once, in registers, for all tokens and passes. scale, bias: f32 [groups of the weights][16].
 // Bytes moved: every code once, and the activations from the first-level cache.
 struct Rows {
@@ -119,20 +113,20 @@ struct Rows {
 template <int BITS, int A, int M, int PASSES>
 static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y) {
   constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1, QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
-  const int64_t block = LANES * w.stride, ahead = block > 16384 ? block : 16384;
+  const int64_t block = W * w.stride, ahead = block > 16384 ? block : 16384;
   const int share = w.group / A == 2;  // two activation groups to a scale
-  f32x sum[M] = {};
+  vf sum[M] = {};
   const float* d = c.d(acts);
   const int64_t low = c.K * M, sums = c.groups() * M;  // from h to l, from d to d times the sum
   const char *p = w.codes, *next = w.codes + ahead;
   for (int64_t k = 0; k < w.K; k += CHUNK * TURNS) {
-    i32x part[SPLIT][M][PASSES] = {};
+    vi part[SPLIT][M][PASSES] = {};
     unrolled<TURNS>(LZ_LAMBDA(turn) {
-      i32x z[4], q[CHUNK / 4];
-      for (int line = 0; line < 4; line++) __builtin_prefetch(next + 64 * line);
+      vi z[4], q[CHUNK / 4];
+      for (int line = 0; line < W / 4; line++) __builtin_prefetch(next + 64 * line);
       if (CHUNK <= A || k + CHUNK <= w.K) columns<true>(p, w.stride, 16, z);
       else columns<false>(p, w.stride, 8, z);
-      p += 16, next += 256;
+      p += 16, next += 16 * W;
       unpack<BITS>(z, q);
       unrolled<QUADS / DOT>(LZ_LAMBDA(j) {
         unrolled<M>(LZ_LAMBDA(m) {
@@ -147,11 +141,11 @@ static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y)
     });
     unrolled<SPLIT>(LZ_LAMBDA(s) {
       const int64_t g = (k / A + s) >> share;
-      const f32x scale = loadf(w.scale + g * LANES), bias = loadf(w.bias + g * LANES);
+      const vf scale = load<vf>(w.scale + g * LANES), bias = load<vf>(w.bias + g * LANES);
       unrolled<M>(LZ_LAMBDA(m) {
-        const i32x n = PASSES == 2 ? (part[s][m][0] << 7) + part[s][m][PASSES - 1] : part[s][m][0];
-        sum[m] = fma(__builtin_convertvector(n, f32x) * each(d[s * M + m]), scale, sum[m]);
-        sum[m] = fma(bias, each(d[sums + s * M + m]), sum[m]);
+        const vi n = PASSES == 2 ? (part[s][m][0] << 7) + part[s][m][PASSES - 1] : part[s][m][0];
+        sum[m] = __builtin_convertvector(n, vf) * each(d[s * M + m]) * scale + sum[m];
+        sum[m] = bias * each(d[sums + s * M + m]) + sum[m];
       });
     });
     d += SPLIT * M;
@@ -163,20 +157,16 @@ static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y)
 // MR x NV vectors in registers at a time.
 template <int BITS> static void expand_codes(const char* codes, int64_t stride, int64_t K, uint32_t* panel) {
   constexpr int CHUNK = 128 / BITS;
-  for (int r = 0; r < 64; r += LANES)
+  for (int r = 0; r < 64; r += W)
     for (int64_t k = 0; k < K; k += CHUNK) {
-      i32x z[4], q[CHUNK / 4];
+      vi z[4], q[CHUNK / 4];
       if (k + CHUNK <= K) columns<true>(codes + r * stride + k * BITS / 8, stride, 16, z);
       else columns<false>(codes + r * stride + k * BITS / 8, stride, 8, z);
       unpack<BITS>(z, q);
       for (int j = 0; j < CHUNK / 4; j++) store(panel + (k / 4 + j) * 64 + r, q[j]);
     }
 }
-#if defined(__AVX512VNNI__)
-constexpr int PANEL_MR = 6, PANEL_NV = 4;
-#else
-constexpr int PANEL_MR = 6, PANEL_NV = 1;
-#endif
+constexpr int PANEL_MR = W < 16 ? 4 : 6, PANEL_NV = W < 16 ? 2 : 4;
 template <int BITS, int PASSES>
 static void panel_tile(const uint32_t* panel, const float* scale, const float* bias, int group, int64_t K, const Codes& c,
                        const char* acts, float* y) {
@@ -186,19 +176,19 @@ static void panel_tile(const uint32_t* panel, const float* scale, const float* b
   const float* d = c.d(acts);
   memset(y, 0, MR * 64 * sizeof(float));
   for (int64_t g = 0; g < groups; g++, d += MR) {
-    for (int n = 0; n < 64; n += NV * LANES) {
-      i32x total[MR][NV] = {};
+    for (int n = 0; n < 64; n += NV * W) {
+      vi total[MR][NV] = {};
       unrolled<PASSES>(LZ_LAMBDA(pass) {
         if (pass) unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { total[m][v] <<= 7; }); });
         const char* a = acts + (pass * c.K + g * c.A) * MR;
         const uint32_t* w = panel + g * quads * 64 + n;
         for (int64_t j = 0; j < quads; j++, w += 64, a += 4 * MR) {
-          i32x q[NV];
-          unrolled<NV>(LZ_LAMBDA(v) { q[v] = load<i32x>(w + v * LANES); });
+          vi q[NV];
+          unrolled<NV>(LZ_LAMBDA(v) { q[v] = load<vi>(w + v * W); });
           unrolled<MR>(LZ_LAMBDA(m) {
 #if defined(__AVX512VNNI__)
-            const i32x four = (i32x)_mm512_set1_epi32(((const may_alias_i32*)a)[m]);
-            unrolled<NV>(LZ_LAMBDA(v) { asm("vpdpbusd %2, %1, %0" : "+v"(total[m][v]) : "v"(q[v]), "v"(four)); });
+            const vi b = (vi)_mm512_set1_epi32(four(a + 4 * m));
+            unrolled<NV>(LZ_LAMBDA(v) { asm("vpdpbusd %2, %1, %0" : "+v"(total[m][v]) : "v"(q[v]), "v"(b)); });
 #else
             unrolled<NV>(LZ_LAMBDA(v) { total[m][v] = dot<BITS, 1, MR>(total[m][v], q + v, a + 4 * m); });
 #endif
@@ -206,11 +196,11 @@ static void panel_tile(const uint32_t* panel, const float* scale, const float* b
         }
       });
       unrolled<NV>(LZ_LAMBDA(v) {
-        const int64_t at = (g >> share) * 64 + n + v * LANES;
-        const f32x s = loadf(scale + at), b = loadf(bias + at);
+        const int64_t at = (g >> share) * 64 + n + v * W;
+        const vf s = load<vf>(scale + at), b = load<vf>(bias + at);
         unrolled<MR>(LZ_LAMBDA(m) {
-          float* to = y + m * 64 + n + v * LANES;
-          store(to, fma(b, each(d[sums + m]), fma(__builtin_convertvector(total[m][v], f32x) * each(d[m]), s, loadf(to))));
+          float* to = y + m * 64 + n + v * W;
+          store(to, b * each(d[sums + m]) + (__builtin_convertvector(total[m][v], vf) * each(d[m]) * s + load<vf>(to)));
         });
       });
     }

@@ -52,11 +52,11 @@ static void normalize(const float* x, const float* w, float* y, int D, float eps
   for (d = 0; d < D; d++) y[d] = x[d] * r * w[d];
 }
 
-// One token's D values, times `factor`, as T: value d goes to to[d * stride]. x is padded to whole vectors.
-template <class T> static void write(const float* x, float factor, T* to, int64_t stride, int D) {
+// One token's D values, over `unit`, as T: value d goes to to[d * stride]. x is padded to whole vectors.
+template <class T> static void write(const float* x, float unit, T* to, int64_t stride, int D) {
   for (int d = 0; d < D; d += W) {
     T item[W];
-    put(item, load<vec>(x + d) * factor);
+    put(item, load<vec>(x + d) / unit);
     const int n = D - d < W ? D - d : W;
     if (stride == 1) memcpy(to + d, item, (size_t)n * sizeof(T));
     else for (int i = 0; i < n; i++) to[(d + i) * stride] = item[i];
@@ -70,7 +70,7 @@ static void write_page(const float* x, const View& pages, int64_t at, int64_t st
   float most = 0;
   for (int d = 0; d < D; d++) most = larger(most, __builtin_fabsf(x[d]));
   *scale = most / 127.0f;
-  write(x, most > 0 ? 127.0f / most : 0.0f, pages.as<int8_t>() + at, stride, D);
+  write(x, most > 0 ? *scale : 1.0f, pages.as<int8_t>() + at, stride, D);
 }
 
 // A thread's workspace: cos, sin, a normed head and a turned head, each padded to whole vectors.
@@ -91,7 +91,8 @@ static void run_rope(const Step& s, Team& team) {
   team.part(x.shape[0] * H, 1, &begin, &end);
   for (int64_t i = begin; i < end; i++) {
     const int64_t t = i / H, h = i % H;
-    if (t != token) angles(s.in[1].as<int32_t>()[t], s.in[2].as<float>(), half, (float)s.floats[0], room.cosine, room.sine);
+    if (t != token)
+      angles(s.in[1].as<int32_t>()[t], s.in[2].as<float>(), half, (float)s.floats[0], room.cosine, room.sine);
     token = t;
     turn(x.as<float>() + t * x.strides[0] + h * x.strides[1], y.as<float>() + t * y.strides[0] + h * y.strides[1],
          room.cosine, room.sine, half, D, s.ints[0]);

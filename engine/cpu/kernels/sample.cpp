@@ -1,11 +1,11 @@
 // One token for each row of logits (R, V) f32, and its log-probability under the softmax of the raw logits. Parameters
 // (R, 8) f32: temperature, top_p, min_p, repetition, presence, frequency; (R, 8) i32: top_k, seed (two words), counter,
-// history length, prompt length. A row goes through penalties, temperature, top_k, top_p, min_p and one uniform number of
-// Philox4x32-10(seed, counter), so a draw depends on nothing but its row.
+// history length, prompt length. A row goes through penalties, temperature, top_k, top_p, min_p and one uniform number
+// of Philox4x32-10(seed, counter), so a draw depends on nothing but its row.
 //
-// Bytes: the logits once, all threads sharing every row: maximum, its first place and Σ e^x in one pass. Greedy rows are
-// then done. The others are drawn by one thread a row from a private copy of V weights e^((x - max) / temperature). Each
-// filter keeps a prefix of the same order (weight falling, id rising), so a filter is a cut in it, found by radix
+// Bytes: the logits once, all threads sharing every row: maximum, its first place and Σ e^x in one pass. Greedy rows
+// are then done. The others are drawn by one thread a row from a private copy of V weights e^((x - max) / temperature).
+// Each filter keeps a prefix of the same order (weight falling, id rising), so a filter is a cut in it, found by radix
 // selection on the weights' bits: nothing is sorted.
 #include "vectors.h"
 
@@ -49,8 +49,8 @@ static double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t n) {
   uint32_t c[4] = {n, 0, 0, 0}, key[2] = {seed_low, seed_high};
   for (int round = 0; round < 10; round++, key[0] += 0x9E3779B9, key[1] += 0xBB67AE85) {
     const uint64_t a = (uint64_t)c[0] * 0xD2511F53, b = (uint64_t)c[2] * 0xCD9E8D57;
-    const uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ key[0], (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ key[1], (uint32_t)a};
-    memcpy(c, next, sizeof c);
+    c[0] = (uint32_t)(b >> 32) ^ c[1] ^ key[0], c[1] = (uint32_t)b;
+    c[2] = (uint32_t)(a >> 32) ^ c[3] ^ key[1], c[3] = (uint32_t)a;
   }
   return ((double)(c[0] >> 5) * 67108864.0 + (double)(c[1] >> 6)) * 0x1p-53;
 }
@@ -143,12 +143,12 @@ static void cut(const Room& room, bool by_weight, double target) {
     mask |= (uint32_t)(BINS - 1) << shift;
   }
   const float edge = as_f32(prefix);
-  double ties = (target - above) / (by_weight ? edge : 1);  // of the weights equal to the last, so many stay, lowest ids first
+  double ties = (target - above) / (by_weight ? edge : 1);  // so many of the weights equal to the last stay, lowest ids
   if (!(ties > 0)) ties = 1;                 // top_p = 0 keeps one
   each_from(room, edge, [&](int64_t v) {
     if (room.w[v] == edge && (ties -= 1) <= -1) room.w[v] = 0;
   });
-  for (int64_t v = 0; v < room.padded; v += W) put(room.w + v, load<vec>(room.w + v) >= edge ? load<vec>(room.w + v) : vec{});
+  for (float* w = room.w; w < room.w + room.padded; w += W) put(w, load<vec>(w) >= edge ? load<vec>(w) : vec{});
 }
 
 static int32_t draw(const Room& room, double u) {
@@ -194,7 +194,8 @@ static void run(const Step& s, Team& team) {
   Part* parts = (Part*)team.shared;
   int64_t begin, end;
   team.part(V, BLOCK, &begin, &end);
-  for (int64_t r = 0; r < R; r++) parts[r * team.size + team.id] = look(logits.as<float>() + r * logits.strides[0], begin, end);
+  for (int64_t r = 0; r < R; r++)
+    parts[r * team.size + team.id] = look(logits.as<float>() + r * logits.strides[0], begin, end);
   team.barrier();
   for (int64_t r = team.id; r < R; r += team.size) {
     const float *x = logits.as<float>() + r * logits.strides[0], *p = params.as<float>() + r * params.strides[0];

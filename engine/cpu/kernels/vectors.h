@@ -1,5 +1,5 @@
-// Vectors as wide as the machine's registers, for register tiles and exponentials: simd.h's sixteen lanes live in memory
-// where a register holds fewer. Loads and stores convert from and to what caches keep.
+// Vectors as wide as the machine's registers, for register tiles and exponentials: simd.h's sixteen lanes live in
+// memory where a register holds fewer. Loads and stores convert from and to what caches keep.
 #pragma once
 #include "../simd.h"
 
@@ -35,7 +35,8 @@ template <class V> LZ_INLINE V get(const bf16* p) {
   return (V)(__builtin_convertvector(load<typename LanesOf<V>::u16>(p), typename LanesOf<V>::u32) << 16);
 }
 template <class V> LZ_INLINE V get(const int8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(load<typename LanesOf<V>::i8>(p), typename LanesOf<V>::i32), V);
+  typedef LanesOf<V> L;
+  return __builtin_convertvector(__builtin_convertvector(load<typename L::i8>(p), typename L::i32), V);
 }
 template <class V> LZ_INLINE V get(const f16* p) {
 #if defined(__AVX512F__)
@@ -45,8 +46,8 @@ template <class V> LZ_INLINE V get(const f16* p) {
   if constexpr (sizeof(V) == 32) return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #endif
   typedef typename LanesOf<V>::u32 U;
-  const U h = __builtin_convertvector(load<typename LanesOf<V>::u16>(p), U), sign = (h & 0x8000) << 16, mag = h & 0x7fff;
-  const U special = (U)(mag >= 0x7c00) & 0x7f800000;
+  const U h = __builtin_convertvector(load<typename LanesOf<V>::u16>(p), U), mag = h & 0x7fff;
+  const U sign = (h & 0x8000) << 16, special = (U)(mag >= 0x7c00) & 0x7f800000;
   return (V)((U)((V)(mag << 13) * 0x1p112f) | special | sign);
 }
 
