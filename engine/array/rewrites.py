@@ -152,12 +152,19 @@ def _transposed(b: Value) -> Value | None:
 
 def add_bias(graph: Graph, node: Node, old: Node) -> Replacement:
     for y, other in (node.inputs, node.inputs[::-1]):
-        linear, wide = graph.once(y, "linear"), other.node
-        if linear and wide and wide.primitive.name == "broadcast_to" and not linear.params["bias"]:
-            [bias] = wide.inputs
-            if bias.shape == linear.params["sizes"]:
-                return {old.values()[0]: _with(linear, [*linear.inputs, bias], bias=True)[0]}
+        linear, bias = graph.once(y, "linear"), _repeated(other)
+        if linear and bias and bias.shape == linear.params["sizes"] and not linear.params["bias"]:
+            return {old.values()[0]: _with(linear, [*linear.inputs, bias], bias=True)[0]}
     return None
+
+
+def _repeated(rows: Value) -> Value | None:
+    """The row (N) that every one of the rows (T, N) is; a leaf was broadcast at once, and has left no node."""
+    if rows.node is not None:
+        return rows.node.inputs[0] if rows.node.primitive.name == "broadcast_to" else None
+    if rows.buffer is None or rows.strides != (0, 1):
+        return None
+    return Value(rows.shape[1:], rows.dtype).fill(rows.buffer, rows.offset, (1,))
 
 
 def merge(graph: Graph, node: Node, old: Node) -> Replacement:

@@ -127,7 +127,9 @@ class Runtime:
     @property
     def threads(self) -> int:
         """Threads that run a plan together."""
-        return self._library.lz_threads()
+        if (n := self._library.lz_threads()) == 0:
+            raise self._failure()
+        return n
 
     def set_threads(self, n: int) -> None:
         """Run plans on n threads; 0: as many as the affinity mask and the cgroup's quota allow."""

@@ -35,7 +35,8 @@ struct Team {
   Pool* pool;
 
   void barrier();                   // all threads of the team meet; for kernels with two phases
-  int64_t take(int64_t chunk);      // the next `chunk` work items since the last barrier: first index (dynamic split)
+  int64_t take(int64_t chunk);      // the next `chunk` work items since the last barrier: first index (dynamic split);
+                                    // what was written before a take is seen by those who take later
   void fail(const char* format, ...);  // reports an error from inside a kernel; the run stops after this step
 
   // static split: this thread's part [begin, end) of n items, borders rounded to `grain`

@@ -182,7 +182,7 @@ void Pool::fail(const char* text) {
 
 void Team::barrier() { pool->barrier(*this); }
 
-int64_t Team::take(int64_t chunk) { return pool->next_.fetch_add(chunk, std::memory_order_relaxed); }
+int64_t Team::take(int64_t chunk) { return pool->next_.fetch_add(chunk, std::memory_order_acq_rel); }
 
 void Team::fail(const char* format, ...) {
   char text[256];

@@ -1,4 +1,4 @@
-// The C ABI of runtime.h: memory, plans, and the executor that walks a plan's steps with the whole team.
+// The C ABI of runtime.h: choices, plans, and the executor that walks a plan's steps with the whole team.
 #include "runtime.h"
 
 #include <algorithm>
@@ -7,20 +7,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
 
 #include "isa.h"
+#include "memory.h"
 #include "pool.h"
 
 #define LZ_API extern "C" __attribute__((visibility("default")))
@@ -50,95 +47,15 @@ template <class R, class F> R guarded(R failed, F f) {
   return failed;
 }
 
-// ---- memory: blocks of a few sizes, kept when freed so that the next plan needs no page faults ----
-
-constexpr size_t HEADER = 64, HUGE_PAGE = size_t(2) << 20, CACHE_LIMIT = size_t(256) << 20;
-
-struct Memory {
-  std::mutex mutex;
-  std::map<size_t, std::vector<char*>> free;   // by size
-  uint64_t active = 0, peak = 0, cached = 0;
-
-  // Sizes are rounded to eighths of a power of two: at most 12 % is wasted and freed blocks find a new use.
-  static size_t rounded(size_t bytes) {
-    size_t step = HEADER;
-    while (step * 16 < bytes) step *= 2;
-    return (bytes + step - 1) / step * step;
-  }
-  static char* from_system(size_t size) {
-    const bool large = size >= HUGE_PAGE;
-    const size_t alignment = large ? HUGE_PAGE : HEADER;
-    void* block = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-#if defined(__linux__)
-    if (block && large) madvise(block, size, MADV_HUGEPAGE);
-#endif
-    return static_cast<char*>(block);
-  }
-  void clear() {
-    for (auto& entry : free)
-      for (char* block : entry.second) std::free(block);
-    free.clear();
-    cached = 0;
-  }
-  void* take(size_t bytes) {
-    if (bytes > SIZE_MAX / 2) return nullptr;
-    const size_t size = rounded(bytes + HEADER);
-    std::lock_guard<std::mutex> lock(mutex);
-    char* block = nullptr;
-    std::vector<char*>& blocks = free[size];
-    if (!blocks.empty()) {
-      block = blocks.back();
-      blocks.pop_back();
-      cached -= size;
-    } else if (!(block = from_system(size))) {
-      clear();
-      if (!(block = from_system(size))) return nullptr;
-    }
-    std::memcpy(block, &size, sizeof size);
-    if ((active += size) > peak) peak = active;
-    return block + HEADER;
-  }
-  void give(void* pointer) {
-    char* block = static_cast<char*>(pointer) - HEADER;
-    size_t size;
-    std::memcpy(&size, block, sizeof size);
-    std::lock_guard<std::mutex> lock(mutex);
-    active -= size;
-    if (cached + size > CACHE_LIMIT) return std::free(block);
-    free[size].push_back(block);
-    cached += size;
-  }
-};
-
-Memory& memory() {
-  static Memory* one = new Memory;   // never destroyed: Python frees buffers while the process exits
-  return *one;
-}
-
 // ---- the process's choices: instruction set and threads ----
 
-int environment_threads() {
-  const char* text = std::getenv("LAZULITE_THREADS");
-  return text ? std::atoi(text) : 0;
-}
+constexpr int MOST_THREADS = 1024;
 
 struct State {
   std::mutex running;              // one run at a time: a run uses every core
   std::atomic<const Isa*> isa{nullptr};
-  std::atomic<int> threads{0};
+  std::atomic<int> threads{0};     // 0: not chosen yet
   std::unique_ptr<Pool> pool;      // made by the first run
-
-  State() {
-    const int wanted = environment_threads();
-    threads = wanted > 0 ? wanted : usable_cores();
-  }
-  Pool& team() {
-    if (!pool || pool->size() != threads) {
-      pool.reset();
-      pool.reset(new Pool(threads));
-    }
-    return *pool;
-  }
 };
 
 State* current = nullptr;
@@ -174,6 +91,30 @@ const Isa& chosen_isa() {
   if (const Isa* isa = state().isa) return *isa;
   const char* forced = std::getenv("LAZULITE_ISA");
   return set_isa(forced && *forced ? forced : best_isa()->name);
+}
+
+int chosen_threads() {
+  std::atomic<int>& threads = state().threads;
+  const char* forced = std::getenv("LAZULITE_THREADS");
+  if (threads == 0 && forced && *forced) {
+    threads = std::atoi(forced);
+    if (threads < 1 || threads > MOST_THREADS) {
+      threads = 0;
+      throw complaint("LAZULITE_THREADS is \"%s\", wanted is a number from 1 to %d", forced, MOST_THREADS);
+    }
+  }
+  if (threads == 0) threads = usable_cores();
+  return threads;
+}
+
+Pool& team() {
+  std::unique_ptr<Pool>& pool = state().pool;
+  const int threads = chosen_threads();
+  if (!pool || pool->size() != threads) {
+    pool.reset();                  // the old workers end before new ones start
+    pool.reset(new Pool(threads));
+  }
+  return *pool;
 }
 
 size_t item_size(int dtype) {
@@ -322,11 +263,14 @@ LZ_API int lz_set_isa(const char* name) {
   return guarded(1, [&] { return set_isa(name), 0; });
 }
 
-LZ_API int lz_threads(void) { return state().threads; }
+LZ_API int lz_threads(void) {
+  return guarded(0, [] { return chosen_threads(); });
+}
 
 LZ_API int lz_set_threads(int n) {
   return guarded(1, [&] {
-    if (n < 0 || n > 1024) throw complaint("%d threads were asked for, 0 (all that are allowed) to 1024 can be had", n);
+    if (n < 0 || n > MOST_THREADS)
+      throw complaint("%d threads were asked for, 0 (all that are allowed) to %d can be had", n, MOST_THREADS);
     std::lock_guard<std::mutex> lock(state().running);
     state().threads = n ? n : usable_cores();
     return 0;
@@ -345,16 +289,9 @@ LZ_API void lz_free(void* block) {
   if (block) memory().give(block);
 }
 
-LZ_API void lz_memory(uint64_t* active, uint64_t* peak, uint64_t* cached) {
-  Memory& m = memory();
-  std::lock_guard<std::mutex> lock(m.mutex);
-  *active = m.active, *peak = m.peak, *cached = m.cached;
-}
+LZ_API void lz_memory(uint64_t* active, uint64_t* peak, uint64_t* cached) { memory().count(active, peak, cached); }
 
-LZ_API void lz_clear_cache(void) {
-  std::lock_guard<std::mutex> lock(memory().mutex);
-  memory().clear();
-}
+LZ_API void lz_clear_cache(void) { memory().clear(); }
 
 LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims,
                         uint64_t arena_bytes) {
@@ -398,9 +335,8 @@ LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const 
 
 LZ_API int lz_run(lz_plan* plan, void* const* buffers, const int64_t* dims, double* microseconds) {
   return guarded(1, [&] {
-    State& now = state();
-    std::lock_guard<std::mutex> lock(now.running);
-    Pool& pool = now.team();
+    std::lock_guard<std::mutex> lock(state().running);
+    Pool& pool = team();
     if (plan->sized_for != pool.size()) plan->size_workspaces(pool.size());
     if (!std::equal(plan->dims.begin(), plan->dims.end(), dims)) plan->set_dims(dims);
     if (!plan->bound || !std::equal(plan->buffers.begin() + 1, plan->buffers.end(), buffers + 1))

@@ -154,6 +154,7 @@ def test_threads_follow_the_affinity_mask_and_the_environment() -> None:
     code = f"os.sched_setaffinity(0, [{first}]); print(cpu.runtime().threads)"
     assert child(code).stdout == "1\n"
     assert child(code, LAZULITE_THREADS="3").stdout == "3\n"
+    assert 'LAZULITE_THREADS is "two", wanted is a number' in child(code, LAZULITE_THREADS="two").stderr
     with pytest.raises(RuntimeError, match="-1 threads were asked for"):
         cpu.runtime().set_threads(-1)
 

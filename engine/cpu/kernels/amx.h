@@ -70,7 +70,8 @@ static void amx_expand(const char* codes, int64_t stride, int64_t K, int group, 
 
 // y[32][32] (+)= A panel over K inputs, two by two tiles, or one by two if no more than 16 tokens are real.
 // SPLIT: a second product with what bf16 left of A.
-template <bool SPLIT> static void amx_tile(const uint32_t* panel, int64_t K, const char* acts, bool half, int64_t rest, float* y, bool add) {
+template <bool SPLIT>
+static void amx_tile(const uint32_t* panel, int64_t K, const char* acts, bool half, int64_t rest, float* y, bool add) {
   constexpr int STEP = AMX_ROWS * 4;
   float* y1 = y + 16 * AMX_ROWS;
   asm volatile("" : : : "memory");

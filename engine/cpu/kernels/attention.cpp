@@ -12,7 +12,7 @@
 // kept in units of log 2.
 //
 // Work is one line: the pages of every (sequence, tile, kv head), weighed by rows, cut into even chunks. A cut may fall
-// inside an item; then its parts leave (m, l, o) in shared memory and are merged after a barrier.
+// inside an item; then its parts leave (m, l, o) in shared memory, and the thread that finishes last merges them.
 #include "vectors.h"
 
 LZ_NAMESPACE_BEGIN
@@ -104,8 +104,6 @@ struct Tile {                                // rows of one sequence and kv head
   int rows;
   int64_t page, pages;                       // what its rows see
 };
-
-LZ_INLINE bool many(const Tile& t) { return t.rows > 2 * ROWS; }  // rows enough to expand a page for them
 
 struct State {                               // running maximum, sum and output of each row
   float *m, *l, *o;
@@ -282,9 +280,13 @@ template <class... Any> static void pair_up(Any...) {}
 template <class... Any> static void tile_product(Any...) {}
 #endif
 
-// Rows of a tile over its pages [begin, end) of type T, in one of three ways: few rows multiply the pages as they lie;
-// for many, a page is expanded once, to float32, or to pairs of bfloat16 for AMX.
+// A tile goes over its pages in one of three ways: few rows multiply the pages as they lie; for many, a page is expanded
+// once, to float32, or to pairs of bfloat16 for AMX. Decode and the check of a few guessed tokens keep float32.
 enum Way { DIRECT, EXPANDED, TILED };
+LZ_INLINE Way way(const Args& a, const Tile& t) {
+  return t.rows <= 2 * ROWS ? DIRECT : HAS_TILES && t.rows > 8 * a.group ? TILED : EXPANDED;
+}
+
 template <Way WAY, class T>
 static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
   constexpr int BLOCK = WAY == TILED ? 32 : ROWS, LINE = CHUNK * PAGE;
@@ -339,8 +341,11 @@ static void attend(const Args& a, const Tile& t, int64_t begin, int64_t end, Sta
 
 template <class T>
 static void attend_any(const Args& a, const Tile& t, int64_t begin, int64_t end, State st, const Room& room) {
-  if (many(t)) attend<HAS_TILES ? TILED : EXPANDED, T>(a, t, begin, end, st, room);
-  else attend<DIRECT, T>(a, t, begin, end, st, room);
+  switch (way(a, t)) {
+    case DIRECT: return attend<DIRECT, T>(a, t, begin, end, st, room);
+    case EXPANDED: return attend<EXPANDED, T>(a, t, begin, end, st, room);
+    case TILED: return attend<HAS_TILES ? TILED : EXPANDED, T>(a, t, begin, end, st, room);
+  }
 }
 
 static void start(const Args& a, const Tile& t, State st, const Room& room) {
@@ -350,7 +355,7 @@ static void start(const Args& a, const Tile& t, State st, const Room& room) {
     const float* q = a.q.as<float>() + token * a.q.strides[0] + head * a.q.strides[1];
     for (int d = 0, at = r * width; d < width; d += W, at += W) {
       const vec x = get_some(q + d, a.D - d) * a.scale;
-      if (HAS_TILES && many(t)) split(x, room.high + at, room.low + at); else put(room.q + at, x);
+      if (way(a, t) == TILED) split(x, room.high + at, room.low + at); else put(room.q + at, x);
     }
     st.m[r] = LOWEST, st.l[r] = 0;
     memset(st.o + r * width, 0, (size_t)width * sizeof(float));
@@ -472,20 +477,26 @@ static void run(const Step& s, Team& team) {
   const Room room(team.local, a);
   float* slots = (float*)team.shared;
   int64_t total = 0;
-  for (int64_t b = 0; b < a.B; b++)
-    if (a.lengths[b] > a.P * PAGE || a.counts[b] > a.lengths[b] || a.starts[b] + a.counts[b] > a.T)
+  for (int64_t b = 0; b < a.B; b++) {
+    if (a.counts[b] < 0 || a.starts[b] < 0 || a.lengths[b] > a.P * PAGE || a.counts[b] > a.lengths[b] || a.starts[b] + a.counts[b] > a.T)
       return team.fail("[paged_attention] sequence %d: %d new of %d tokens from row %d do not fit %d rows and %d pages",
                        (int)b, a.counts[b], a.lengths[b], a.starts[b], (int)a.T, (int)a.P);
+    const int32_t* table = a.table + b * a.P;
+    uint32_t most = 0;
+    for (int64_t i = 0; i < (a.lengths[b] + PAGE - 1) / PAGE; i++) most = (uint32_t)table[i] > most ? (uint32_t)table[i] : most;
+    if (a.lengths[b] && most >= a.k.shape[0])
+      return team.fail("[paged_attention] sequence %d: page %d is not one of %d", (int)b, (int)most, (int)a.k.shape[0]);
+  }
   clear_strays(a, team);
   for (Line all(a); all.cost; all.next()) total = all.end();
   if (total == 0) return;
   // Small work is not worth more cuts than threads.
   const int64_t chunks = team.size == 1 ? 1 : team.size * (total > team.size * 1024 ? CUTS : 1);
   Line line(a);
-  for (int64_t c = team.take(1); c < chunks; c = team.take(1))
-    run_chunk(a, line, total * c / chunks, total * (c + 1) / chunks, slots + 2 * c * a.state(), room);
-  if (chunks == 1) return;
-  team.barrier();
+  int64_t ticket = team.take(1);
+  for (; ticket < chunks; ticket = team.take(1))
+    run_chunk(a, line, total * ticket / chunks, total * (ticket + 1) / chunks, slots + 2 * ticket * a.state(), room);
+  if (ticket != chunks + team.size - 1) return;  // the last to run out of work merges what all left: no barrier
   Line again(a);
   for (int64_t c = 1, owner = -1; c < chunks; c++) {
     const Cut cut(again, total * c / chunks);
@@ -497,7 +508,7 @@ static void run(const Step& s, Team& team) {
            (total * (last + 1) / chunks - item) / again.weight() > 0) last++;
     Tile t = again.tile;
     t.head = cut.item;
-    if (c % team.size == team.id) merge(a, t, slots, c, last);
+    merge(a, t, slots, c, last);
   }
 }
 

@@ -97,7 +97,10 @@ template <bool FULL> LZ_INLINE void columns(const char* p, int64_t stride, int64
   for (int i = 0; i < W / 4; i++) asm("" : "+r"(q[i]));  // or GCC keeps sixteen offsets, in vector registers
 #if defined(__AVX512VL__)
   const __mmask16 mask = FULL || n >= 16 ? 0xffff : (1u << n) - 1;
-  const auto row = [&](int i, int r) { return FULL ? _mm_loadu_si128((const __m128i*)(q[i] + r * stride)) : _mm_maskz_loadu_epi8(mask, q[i] + r * stride); };
+  const auto row = [&](int i, int r) {
+    const char* from = q[i] + r * stride;
+    return FULL ? _mm_loadu_si128((const __m128i*)from) : _mm_maskz_loadu_epi8(mask, from);
+  };
 #else
   const auto row = [&](int i, int r) {
     __m128i v{};
@@ -116,7 +119,10 @@ template <bool FULL> LZ_INLINE void columns(const char* p, int64_t stride, int64
 #endif
   });
   vm z[4] = {(vm)out[0], (vm)out[1], (vm)out[2], (vm)out[3]}, t[4];
-  for (int i = 0; i < 2; i++) t[i] = LZ_MM(unpacklo_epi32)(z[2 * i], z[2 * i + 1]), t[i + 2] = LZ_MM(unpackhi_epi32)(z[2 * i], z[2 * i + 1]);
+  for (int i = 0; i < 2; i++) {
+    t[i] = LZ_MM(unpacklo_epi32)(z[2 * i], z[2 * i + 1]);
+    t[i + 2] = LZ_MM(unpackhi_epi32)(z[2 * i], z[2 * i + 1]);
+  }
   for (int i = 0; i < 2; i++) {
     out[2 * i] = (vi)LZ_MM(unpacklo_epi64)(t[2 * i], t[2 * i + 1]);
     out[2 * i + 1] = (vi)LZ_MM(unpackhi_epi64)(t[2 * i], t[2 * i + 1]);
@@ -154,14 +160,19 @@ static inline void columns_f32(int dtype, const char* p, int64_t stride, int64_t
 // element r of the result is the sum of v[r]'s lanes
 LZ_INLINE f32x sums(const vf v[LANES]) {
 #if defined(__AVX512F__)
-  const vi lo = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}, hi = lo + 2;
-  const vi lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}, hi2 = lo2 + 2;
-  const vi even = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}, odd = even + 4;
-  vf a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++) a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], lo) + __builtin_shuffle(v[2 * i], v[2 * i + 1], hi);
-  for (int i = 0; i < 4; i++) b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], lo2) + __builtin_shuffle(a[2 * i], a[2 * i + 1], hi2);
-  for (int i = 0; i < 2; i++) c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], even) + __builtin_shuffle(b[2 * i], b[2 * i + 1], odd);
-  return __builtin_shuffle(c[0], c[1], even) + __builtin_shuffle(c[0], c[1], odd);
+  const auto add = [](__m512 x, __m512 y) { return _mm512_add_ps(x, y); };
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++) {
+    const __m512 x = (__m512)v[2 * i], y = (__m512)v[2 * i + 1];
+    a[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+  }
+  for (int i = 0; i < 4; i++) {
+    const __m512 x = a[2 * i], y = a[2 * i + 1];
+    b[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+  }
+  const auto halves = [&](__m512 x, __m512 y) { return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd)); };
+  for (int i = 0; i < 2; i++) c[i] = halves(b[2 * i], b[2 * i + 1]);
+  return (f32x)halves(c[0], c[1]);
 #else
   float lanes[LANES][W], total[LANES];
   memcpy(lanes, v, sizeof lanes);

@@ -34,8 +34,9 @@ template <int M> static void dense_rows(int dtype, const char* w, int64_t stride
 
 constexpr int FLOAT_MR = W < 8 ? 4 : 6, FLOAT_NV = W < 16 ? 2 : 4;
 // y[m][0..64) (+)= sum_k x[m][k] panel[k][0..64), MR tokens; `ldp` floats from one k to the next
+template <int MR = FLOAT_MR>
 static void float_tile(const float* panel, int64_t ldp, int64_t K, const float* x, int64_t ldx, float* y, bool add) {
-  constexpr int MR = FLOAT_MR, NV = FLOAT_NV;
+  constexpr int NV = FLOAT_NV;
   for (int n = 0; n < 64; n += NV * W) {
     vf acc[MR][NV];
     unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = add ? load<vf>(y + m * 64 + n + v * W) : vf{}; }); });

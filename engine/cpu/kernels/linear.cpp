@@ -82,7 +82,8 @@ template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, P
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += M * LANES)
       for (int r = 0; r < LANES; r += W)
-        rows_tile<BITS, A, M, PASSES>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group}, L.codes(M, PASSES), acts, y + r);
+        rows_tile<BITS, A, M, PASSES>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group},
+                                      L.codes(M, PASSES), acts, y + r);
   }
   static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
 };
@@ -100,12 +101,17 @@ template <int BITS, int PASSES> struct PanelPath : Coded<BITS, PANEL_MR, PASSES>
 
 struct Floats {
   static int64_t record(const Linear& L) { return L.Kp * 4; }
-  static void encode(const Linear& L, const float* x, char* acts, int64_t t) { over(L.Kp, LZ_LAMBDA2(k, n) { put((float*)(acts + t * record(L)) + k, k + n <= L.K ? loadf(x + k) : k < L.K ? get(x + k, L.K - k) : f32x{}, n); }); }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
+    float* to = (float*)(acts + t * record(L));
+    memcpy(to, x, L.K * 4);
+    memset(to + L.K, 0, (L.Kp - L.K) * 4);
+  }
 };
 template <int M> struct DensePath : Floats {
   static void expand(const Linear&, const Block&) {}
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
-    for (int i = 0; i < blocks; i++, b++, y += M * LANES) dense_rows<M>(b->dtype, b->w, b->stride, L.K, (const float*)acts, L.Kp, y);
+    for (int i = 0; i < blocks; i++, b++, y += M * LANES)
+      dense_rows<M>(b->dtype, b->w, b->stride, L.K, (const float*)acts, L.Kp, y);
   }
   static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile};
 };
@@ -135,7 +141,8 @@ template <int BITS> struct AmxPath {
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t tokens, float* y) {
     for (int64_t k = 0; k < L.K; k += DEPTH)
       for (int i = 0; i < blocks; i++)
-        amx_tile<!BITS>(panel(L, b[i]) + k * 16, least(L.K - k, DEPTH), acts + k * 64, tokens <= 16, L.Kp * 64, y + i * AMX_TOKENS * AMX_ROWS, k);
+        amx_tile<!BITS>(panel(L, b[i]) + k * 16, least(L.K - k, DEPTH), acts + k * 64, tokens <= 16, L.Kp * 64,
+                        y + i * AMX_TOKENS * AMX_ROWS, k);
   }
   static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, false, record, encode, expand, tile};
 };
@@ -154,7 +161,8 @@ template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise)
 template <int BITS> static const Path& coded_path(const Linear& L) {
   const bool precise = L.precise || L.T <= 4;
   if (L.T <= (precise ? 8 : FEW)) {
-    return L.group == 16 ? rows_path<BITS, 16>(L.T, precise) : L.group == 32 ? rows_path<BITS, 32>(L.T, precise) : rows_path<BITS, 64>(L.T, precise);
+    const auto path = L.group == 16 ? rows_path<BITS, 16> : L.group == 32 ? rows_path<BITS, 32> : rows_path<BITS, 64>;
+    return path(L.T, precise);
   }
 #if defined(__AMX_BF16__)
   if (!precise) return AmxPath<BITS>::path;
@@ -188,7 +196,8 @@ static const float* normalized(const Linear& L, int64_t t, float* to) {
 LZ_INLINE f32x gate(int epilogue, f32x v) { return epilogue == 2 ? v * sigmoid(v) : epilogue == 3 ? gelu(v) : gelu_tanh(v); }
 
 // y[tokens][rows] of weight j (and y1 of the next, if gated) -> out, columns n .. n + columns
-static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n, int64_t columns, int rows, const float* y, const float* y1) {
+static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n, int64_t columns, int rows, const float* y,
+                   const float* y1) {
   const View *out = L.out + j, *bias = L.w[j].bias, *bias1 = L.gated() ? L.w[j + 1].bias : 0;
   const auto at = [&](const View* v, int64_t i) { return v->as<float>() + (t + i) * v->strides[0] + n; };
   for (int64_t i = 0; i < tokens; i++, y += rows, y1 += rows) {
@@ -301,22 +310,23 @@ static size_t local(const Step& step, int) {
 static bool is_float(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
 static const char* check(const Step& s) {
   if (s.n_int != 7 || s.n_float < 1) return "wants 7 integers and eps";
-  const int64_t n = s.ints[0], bits = s.ints[1], group = s.ints[2], epilogue = s.ints[4];
+  const int64_t n = s.ints[0], bits = s.ints[1], group = s.ints[2], epilogue = s.ints[4], wants = epilogue > 1 ? 2 : 1;
   if (n < 1 || n > 8) return "wants 1 to 8 weights";
   if (bits != 0 && bits != 4 && bits != 8) return "bits must be 0 (dense), 4 or 8";
   if (bits && group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
-  if (epilogue < 0 || epilogue > 4 || (epilogue == 1 && n != 1) || (epilogue > 1 && n != 2)) return "epilogue 1 wants one weight, 2 to 4 want two";
-  if (s.n_in != 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1) || s.n_out != (epilogue > 1 ? 1 : n))
-    return "wants other numbers of inputs and outputs for these parameters";
+  if (epilogue < 0 || epilogue > 4 || (epilogue && n != wants)) return "epilogue 1 wants one weight, 2 to 4 want two";
+  const int64_t inputs = 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1);
+  if (s.n_in != inputs || s.n_out != (epilogue > 1 ? 1 : n)) return "wants other numbers of inputs and outputs for these integers";
   const Linear L(s);
   if (L.x->dtype != LZ_F32 || (L.T && L.K > 1 && L.x->strides[1] != 1)) return "x must be float32, contiguous in its last axis";
   if (bits && L.K % group) return "the inner size must be a multiple of the group";
   for (int j = 0; j < n; j++) {
     const Weight& w = L.w[j];
-    if (bits ? w.w->dtype != LZ_U32 || !is_float(w.scales->dtype) || w.scales->dtype != w.biases->dtype : !is_float(w.w->dtype))
-      return "weights must be float32, float16 or bfloat16, or uint32 codes with such scales and biases";
+    const bool known = bits ? w.w->dtype == LZ_U32 && is_float(w.scales->dtype) && w.scales->dtype == w.biases->dtype : is_float(w.w->dtype);
+    if (!known) return "weights must be float32, float16 or bfloat16, or uint32 codes with such scales and biases";
     if (w.w->shape[1] != (bits ? L.K * bits / 32 : L.K)) return "the weight's inner size differs from x's";
-    if (bits && (w.scales->strides[0] != w.biases->strides[0] || w.scales->shape[1] != L.K / group)) return "scales and biases must have one column a group";
+    if (bits && (w.scales->strides[0] != w.biases->strides[0] || w.scales->shape[1] != L.K / group))
+      return "scales and biases must have one column a group";
     if (w.N != L.out[L.gated() ? 0 : j].shape[1]) return "the output's last size differs from the weight's first";
   }
   return 0;

@@ -51,7 +51,10 @@ void pack(const Matrix& m, int64_t r, int64_t c, int64_t rows, int64_t columns, 
 
 // b from (k, n) on -> panel[depth][64], zeros past the last column
 void pack_panel(const Matrix& b, int64_t k, int64_t n, int64_t depth, int64_t columns, float* panel) {
-  if (b.row != 1) return columns < NB ? (void)memset(panel, 0, depth * NB * 4) : (void)0, pack(b, k, n, depth, columns, depth, panel, NB);
+  if (b.row != 1) {
+    if (columns < NB) memset(panel, 0, depth * NB * 4);
+    return pack(b, k, n, depth, columns, depth, panel, NB);
+  }
   for (int64_t c = 0; c < NB; c += LANES) {
     if (c + LANES <= columns) {
       columns_f32(b.dtype, b.at(k, n + c), b.column * size_of(b.dtype), depth, panel + c, NB);
@@ -80,8 +83,10 @@ void product(const Matrix& a, const Matrix& b, const Matrix& o, int64_t K, int64
     pack(a, m, k, rows, depth, round_up(rows, FLOAT_MR), w.block, KC);
     const bool direct = b.dtype == LZ_F32 && b.column == 1 && columns == NB && rows <= FLOAT_MR;
     if (!direct) pack_panel(b, k, n, depth, columns, w.panel);
-    for (int64_t i = 0; i < rows; i += FLOAT_MR)
-      float_tile(direct ? (float*)b.at(k, n) : w.panel, direct ? b.row : NB, depth, w.block + i * KC, KC, w.sums + i * NB, k);
+    for (int64_t i = 0; i < rows; i += FLOAT_MR) {
+      const auto tile = rows - i == 1 ? float_tile<1> : rows - i == 2 ? float_tile<2> : float_tile<FLOAT_MR>;
+      tile(direct ? (float*)b.at(k, n) : w.panel, direct ? b.row : NB, depth, w.block + i * KC, KC, w.sums + i * NB, k);
+    }
   }
   for (int64_t i = 0; i < rows; i++) over(columns, LZ_LAMBDA2(c, l) { write(o, m + i, n + c, loadf(w.sums + i * NB + c), l); });
 }
@@ -89,7 +94,8 @@ void product(const Matrix& a, const Matrix& b, const Matrix& o, int64_t K, int64
 // up to 4 rows of a, packed in w.block, against 16 columns of b that lie along k
 void dots(const Matrix& b, const Matrix& o, int64_t K, int64_t n, int64_t rows, Work w) {
   alignas(64) float y[4 * LANES];
-  (rows == 1 ? dense_rows<1> : rows == 2 ? dense_rows<2> : dense_rows<4>)(b.dtype, b.at(0, n), b.column * size_of(b.dtype), K, w.block, round_up(K, LANES), y);
+  const auto tile = rows == 1 ? dense_rows<1> : rows == 2 ? dense_rows<2> : dense_rows<4>;
+  tile(b.dtype, b.at(0, n), b.column * size_of(b.dtype), K, w.block, round_up(K, LANES), y);
   for (int64_t i = 0; i < rows; i++) write(o, i, n, loadf(y + i * LANES), LANES);
 }
 
@@ -145,10 +151,12 @@ size_t local(const Step&, int) { return (MB * KC + (KC + 8) * NB + MB * NB) * 4;
 
 bool is_real(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
 const char* check(const Step& s) {
-  if (s.n_in != 2 || s.n_out != 1 || s.in[0].ndim < 2 || s.in[1].ndim < 2 || s.out[0].ndim < 2) return "wants a (…, M, K), b (…, K, N) and o (…, M, N)";
+  if (s.n_in != 2 || s.n_out != 1 || s.in[0].ndim < 2 || s.in[1].ndim < 2 || s.out[0].ndim < 2)
+    return "wants a (…, M, K), b (…, K, N) and o (…, M, N)";
   const View &o = s.out[0], &a = s.in[0], &b = s.in[1];
   if (a.shape[a.ndim - 1] != b.shape[b.ndim - 2]) return "the inner sizes of a and b differ";
-  if (o.shape[o.ndim - 2] != a.shape[a.ndim - 2] || o.shape[o.ndim - 1] != b.shape[b.ndim - 1]) return "the output must be (…, rows of a, columns of b)";
+  if (o.shape[o.ndim - 2] != a.shape[a.ndim - 2] || o.shape[o.ndim - 1] != b.shape[b.ndim - 1])
+    return "the output must be (…, rows of a, columns of b)";
   const bool doubles = o.dtype == LZ_F64 && a.dtype == LZ_F64 && b.dtype == LZ_F64;
   return doubles || (is_real(o.dtype) && is_real(a.dtype) && is_real(b.dtype)) ? 0 : "wants float32, float16 and bfloat16, or only float64";
 }

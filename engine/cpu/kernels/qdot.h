@@ -23,7 +23,7 @@ struct Codes {
 // 4-bit codes come out of a dword as even and odd ones, and activations are stored in that order.
 template <int BITS> LZ_INLINE u8x code_order(u8x a) {
   if (BITS == 8) return a;
-  return __builtin_shuffle(a, (u8x){0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
+  return __builtin_shufflevector(a, a, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 }
 template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {
   for (int j = 0; j < 4; j++) {
@@ -68,7 +68,7 @@ template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, 
   }
 }
 
-// acc + sum of N quads: bytes of lane r of q[j] times the four activations at a + 4 M j. DOT_QUADS: how many it likes at a time
+// acc + sum of N quads: bytes of lane r of q[j] times the four activations at a + 4 M j. DOT_QUADS: as many as it likes.
 LZ_INLINE int32_t four(const char* a) { return *(const may_alias_i32*)a; }
 #if defined(__AVX512VNNI__)
 constexpr int DOT_QUADS = 1;
@@ -82,13 +82,16 @@ template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const c
 #if defined(__AVX2__)
   if (BITS == 4) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits
     vm sum = {};
-    unrolled<N>(LZ_LAMBDA(j) { sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16((vm)q[j], _mm256_set1_epi32(four(a + 4 * M * j)))); });
+    unrolled<N>(LZ_LAMBDA(j) {
+      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16((vm)q[j], _mm256_set1_epi32(four(a + 4 * M * j))));
+    });
     return acc + (vi)_mm256_madd_epi16(sum, _mm256_set1_epi16(1));
   }
 #endif
   unrolled<N>(LZ_LAMBDA(j) {
-    const vm v = LZ_MM(set1_epi32)(four(a + 4 * M * j)), even = LZ_MM(srai_epi16)(LZ_MM(slli_epi16)(v, 8), 8), odd = LZ_MM(srai_epi16)(v, 8);
-    acc += (vi)LZ_MM(madd_epi16)((vm)(q[j] & 0x00ff00ff), even) + (vi)LZ_MM(madd_epi16)((vm)LZ_MM(srli_epi16)((vm)q[j], 8), odd);
+    const vm v = LZ_MM(set1_epi32)(four(a + 4 * M * j)), u = (vm)q[j];
+    const vm even = LZ_MM(madd_epi16)((vm)(q[j] & 0x00ff00ff), LZ_MM(srai_epi16)(LZ_MM(slli_epi16)(v, 8), 8));
+    acc += (vi)even + (vi)LZ_MM(madd_epi16)(LZ_MM(srli_epi16)(u, 8), LZ_MM(srai_epi16)(v, 8));
   });
   return acc;
 }
@@ -112,7 +115,8 @@ struct Rows {
 };
 template <int BITS, int A, int M, int PASSES>
 static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y) {
-  constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1, QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
+  constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1;
+  constexpr int QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
   const int64_t block = W * w.stride, ahead = block > 16384 ? block : 16384;
   const int share = w.group / A == 2;  // two activation groups to a scale
   vf sum[M] = {};

@@ -84,7 +84,8 @@ template <bool BACK> void run(const Step& s, Team& team) {
 }
 
 template <bool BACK> const char* check(const Step& s) {
-  if (s.n_int != 2 || s.n_in != (BACK ? 3 : 1) || s.n_out != (BACK ? 1 : 3)) return "wants codes, scales and biases on one side, a matrix on the other, and 2 integers";
+  if (s.n_int != 2 || s.n_in != (BACK ? 3 : 1) || s.n_out != (BACK ? 1 : 3))
+    return "wants codes, scales and biases on one side, a matrix on the other, and 2 integers";
   const View &x = BACK ? s.out[0] : s.in[0], *packed = BACK ? s.in : s.out;
   const int64_t bits = s.ints[0], group = s.ints[1];
   if (bits != 4 && bits != 8) return "bits must be 4 or 8";
@@ -93,8 +94,10 @@ template <bool BACK> const char* check(const Step& s) {
   const View* floats[] = {&x, packed + 1, packed + 2};
   for (const View* v : floats)
     if (v->dtype != LZ_F32 && v->dtype != LZ_F16 && v->dtype != LZ_BF16) return "wants float32, float16 or bfloat16 values, scales and biases";
-  if (packed->dtype != LZ_U32 || packed->shape[1] != x.shape[1] * bits / 32) return "codes must be uint32, 32 / bits of them in a word";
-  return packed[1].shape[1] == x.shape[1] / group && packed[2].shape[1] == x.shape[1] / group ? 0 : "scales and biases must have one column a group";
+  if (packed->dtype != LZ_U32 || packed->shape[1] != x.shape[1] * bits / 32)
+    return "codes must be uint32, 32 / bits of them in a word";
+  const int64_t groups = x.shape[1] / group;
+  return packed[1].shape[1] == groups && packed[2].shape[1] == groups ? 0 : "scales and biases must have one column a group";
 }
 
 }  // namespace

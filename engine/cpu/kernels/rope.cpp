@@ -109,7 +109,7 @@ static const char* check_rope(const Step& s) {
 static void run_append(const Step& s, Team& team) {
   const View &q = s.in[0], &k = s.in[1], &v = s.in[2], &out = s.out[0], &k_pages = s.out[1], &v_pages = s.out[2];
   const int32_t *positions = s.in[5].as<int32_t>(), *slots = s.in[6].as<int32_t>();
-  const int64_t H = q.shape[1], K = k.shape[1];
+  const int64_t H = q.shape[1], K = k.shape[1], most = k_pages.shape[0] * PAGE;
   const int D = (int)q.shape[2], half = (int)s.in[7].shape[0];
   const bool has_norm = s.ints[1], has_scales = s.ints[2];
   const float scale = (float)s.floats[0], eps = (float)s.floats[1];
@@ -119,6 +119,7 @@ static void run_append(const Step& s, Team& team) {
   for (int64_t i = begin; i < end; i++) {
     const int64_t t = i / (H + K), h = i % (H + K), kv = h - H, slot = slots[t];
     if (kv >= 0 && slot < 0) continue;
+    if (slot >= most) return team.fail("[rope_append] slot %d of token %d is not one of %d", (int)slot, (int)t, (int)most);
     if (t != token) angles(positions[t], s.in[7].as<float>(), half, scale, room.cosine, room.sine);
     token = t;
     const float* x = kv < 0 ? q.as<float>() + t * q.strides[0] + h * q.strides[1]
