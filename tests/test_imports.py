@@ -1,23 +1,25 @@
-"""The direction of imports, read from the source: cli → server → {models, quant, lora} → engine parts → engine.array."""
+"""Imports point downwards: cli → server → {models, quant, lora} → engine parts → engine.array. Read from the source."""
 import ast
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MIDDLE = {"engine.array", "engine.errors"}
+PARTS = ("engine", "models", "quant", "lora", "server", "cli")
+LOW = {"engine.array", "engine.errors"}
+ENGINE = LOW | {"engine.nn", "engine.optimizers", "engine.generate"}
 ALLOWED = {  # a part may import itself and these; engine.array knows the runtimes by name only
     "engine.errors": set(),
     "engine.cpu": {"engine.errors"},
     "engine.array": {"engine.errors"},
-    "engine.nn": MIDDLE,
-    "engine.optimizers": MIDDLE,
-    "engine.generate": MIDDLE | {"engine.nn"},
-    "models": MIDDLE | {"engine.nn", "engine.optimizers", "engine.generate"},
-    "quant": MIDDLE | {"engine.nn", "engine.optimizers", "engine.generate"},
-    "lora": MIDDLE | {"engine.nn", "engine.optimizers", "engine.generate"},
-    "server": MIDDLE | {"engine.nn", "engine.optimizers", "engine.generate", "models", "quant", "lora"},
-    "cli": MIDDLE | {"engine.nn", "engine.optimizers", "engine.generate", "engine.cpu", "models", "quant", "lora", "server"},
+    "engine.nn": LOW,
+    "engine.optimizers": LOW,
+    "engine.generate": LOW | {"engine.nn"},
+    "models": ENGINE,
+    "quant": ENGINE,
+    "lora": ENGINE,
+    "server": ENGINE | {"models", "quant", "lora"},
+    "cli": ENGINE | {"engine.cpu", "models", "quant", "lora", "server"},
 }
 
 
@@ -28,7 +30,7 @@ def part_of(dotted: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Every `lazulite.*` module that the file imports, relative imports resolved, `from package import part` included."""
+    """Every `lazulite.*` module that the file imports, relative and `from package import part` ones resolved."""
     module = ["lazulite", *path.relative_to(ROOT).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -41,7 +43,7 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.startswith("lazulite.")}
 
 
-FILES = [path for part in ("engine", "models", "quant", "lora", "server", "cli") for path in (ROOT / part).rglob("*.py")]
+FILES = [path for part in PARTS for path in (ROOT / part).rglob("*.py")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -25,7 +25,8 @@ LIMITS = {
 class Sampling:
     """temp 0 takes the most likely token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
 
-    seed None draws one; the same seed, prompt and settings give the same tokens, alone or in a batch.
+    seed None draws one; the same seed, prompt and settings give the same tokens. (In a batch of another size sums round
+    otherwise, which can turn a near tie.)
     """
 
     max_tokens: int = 512

@@ -1,6 +1,7 @@
 """Chat templates render as transformers renders them, and cannot reach out of the sandbox."""
 
 import pytest
+
 from lazulite.engine.errors import UserError
 from lazulite.models import chat_template
 

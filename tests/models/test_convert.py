@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Q
-from lazulite.engine.errors import UserError
-from lazulite.models import safetensors, weights
-from lazulite.models.convert import convert
-from lazulite.quant import Format, Quantizer
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from lazulite.engine.errors import UserError
+from lazulite.models import safetensors, weights
+from lazulite.models.convert import convert
+from lazulite.quant import Format, Quantizer
 
 mlx = pytest.importorskip("mlx.core")
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 96, "head_dim": 16}

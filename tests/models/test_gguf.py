@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Q
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lazulite.engine.errors import UserError
 from lazulite.models import gguf, hub, tokenizer
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
+
 from lazulite.engine import array as mx
 from lazulite.engine.errors import UserError
 from lazulite.models import safetensors
-from safetensors.torch import load_file, save, save_file
 
 TENSORS = {
     "a.weight": torch.randn(3, 5).to(torch.bfloat16),

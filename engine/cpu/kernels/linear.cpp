@@ -241,57 +241,65 @@ static Block block_of(const Linear& L, const Weight& w, int64_t n, int rows, cha
   return b;
 }
 
+// The blocks of all weights are one long list; gated weights go in pairs, under the first one's number.
+static int64_t blocks_of(const Linear& L, const Path& path, int j) { return (L.w[j].N + path.rows - 1) / path.rows; }
+struct Place { int j; int64_t n; };  // weight and first row
+static Place place(const Linear& L, const Path& path, int64_t i) {
+  int j = 0;
+  while (i >= blocks_of(L, path, j)) i -= blocks_of(L, path, j++);
+  return {j, i * path.rows};
+}
+
+// Blocks begin .. end, few enough for one tile, and all tokens.
+static void multiply(const Linear& L, const Path& path, const char* acts, char* panels, int64_t begin, int64_t end) {
+  alignas(64) float y[MOST_BLOCKS * 1024];
+  const int weights = L.gated() ? 2 : 1;
+  char* tails = panels + MOST_BLOCKS * L.panel_bytes();
+  Block b[MOST_BLOCKS];
+  Place at[MOST_BLOCKS];
+  int count = 0;
+  for (int64_t i = begin; i < end; i++)
+    for (int e = 0; e < weights; e++, count++) {
+      at[count] = place(L, path, i);
+      const Weight& w = L.w[at[count].j += e];
+      b[count] = block_of(L, w, at[count].n, path.rows, panels + count * L.panel_bytes(), tails + count * L.tail_bytes());
+      path.expand(L, b[count]);
+    }
+  for (int64_t t = 0; t < L.T; t += path.tokens) {
+    const int64_t tokens = least(L.T - t, path.tokens), size = path.tokens * path.rows;
+    path.tile(L, b, count, acts + t * path.record(L), tokens, y);
+    for (int i = 0; i < count; i += weights) {
+      const int64_t columns = least(L.w[at[i].j].N - at[i].n, path.rows);
+      finish(L, at[i].j, t, tokens, at[i].n, columns, path.rows, y + i * size, y + (i + 1) * size);
+    }
+  }
+}
+
 static void run(const Step& step, Team& team) {
   const Linear L(step);
   if (!L.T) return;
   const Path& path = choose(L);
-  const int64_t record = path.record(L);
   const bool alone = L.T <= 4;  // every thread prepares all tokens for itself: cheaper than a barrier
   char* acts = alone ? team.local : team.shared;
   char* panels = team.local + L.acts_bytes(4);
-  char* tails = panels + MOST_BLOCKS * L.panel_bytes();
-  int64_t first = 0, last = L.T;
-  if (!alone) team.part(L.T, 1, &first, &last);
-  for (int64_t t = first; t < last; t++) path.encode(L, normalized(L, t, (float*)panels), acts, t);
+  int64_t token = 0, last = L.T;
+  if (!alone) team.part(L.T, 1, &token, &last);
+  for (; token < last; token++) path.encode(L, normalized(L, token, (float*)panels), acts, token);
   if (!alone) team.barrier();
 
 #if defined(__AMX_BF16__)
   const bool amx = path.tokens == AMX_TOKENS;
   if (amx) amx_begin();
 #endif
-  alignas(64) float y[MOST_BLOCKS * 1024];
-  const int weights = L.gated() ? 2 : 1;
-  const auto blocks_of = [&](int j) { return (L.w[j].N + path.rows - 1) / path.rows; };
-  const auto items = [&](int64_t begin, int64_t end) {  // few enough blocks for one tile
-    Block b[MOST_BLOCKS];
-    int j[MOST_BLOCKS], count = 0;
-    int64_t n[MOST_BLOCKS];
-    for (int64_t i = begin; i < end; i++) {
-      int64_t row = i;
-      int weight = 0;
-      while (row >= blocks_of(weight)) row -= blocks_of(weight++);
-      for (int e = 0; e < weights; e++, count++) {
-        j[count] = weight + e, n[count] = row * path.rows;
-        b[count] = block_of(L, L.w[weight + e], n[count], path.rows, panels + count * L.panel_bytes(), tails + count * L.tail_bytes());
-        path.expand(L, b[count]);
-      }
-    }
-    for (int64_t t = 0; t < L.T; t += path.tokens) {
-      const int64_t tokens = least(L.T - t, path.tokens), size = path.tokens * path.rows;
-      path.tile(L, b, count, acts + t * record, tokens, y);
-      for (int i = 0; i < count; i += weights)
-        finish(L, j[i], t, tokens, n[i], least(L.w[j[i]].N - n[i], path.rows), path.rows, y + i * size, y + (i + 1) * size);
-    }
-  };
-  int64_t total = 0, begin = 0, end;
-  for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(j);
+  int64_t total = 0, begin, end;
+  for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
   if (path.still) {
     team.part(total, 1, &begin, &end);
-    for (; begin < end; begin++) items(begin, begin + 1);
-  } else {
-    const int64_t most = path.blocks > weights ? path.blocks / weights : 1, rounds = (total + most * team.size - 1) / (most * team.size);
-    const int64_t some = (total + rounds * team.size - 1) / (rounds * team.size);  // equal shares of at most `most`
-    while ((begin = team.take(some)) < total) items(begin, least(begin + some, total));
+    for (; begin < end; begin++) multiply(L, path, acts, panels, begin, begin + 1);
+  } else {  // equal shares of at most path.blocks
+    const int64_t most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
+    const int64_t parts = (total + most * team.size - 1) / (most * team.size) * team.size, some = (total + parts - 1) / parts;
+    while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
   if (amx) _tile_release();
