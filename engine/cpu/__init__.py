@@ -132,9 +132,13 @@ class Runtime:
         return n
 
     def set_threads(self, n: int) -> None:
-        """Run plans on n threads; 0: as many as the affinity mask and the cgroup's quota allow."""
-        if self._library.lz_set_threads(n):
+        """Run plans on n threads; 0, or more than the affinity mask and the cgroup's quota allow: on as many as these.
+
+        More threads than cores would only take turns, which costs microseconds at every step.
+        """
+        if self._library.lz_set_threads(min(n, 0)):
             raise self._failure()
+        self._library.lz_set_threads(min(n, self.threads))
 
     def alloc(self, nbytes: int) -> Buffer:
         """nbytes of uninitialised memory. MemoryError when there is none."""

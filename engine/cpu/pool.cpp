@@ -73,14 +73,34 @@ double cgroup_quota() {
   return best;
 }
 
+// The processors of the calling thread's affinity mask, by number; all there are where there is no such mask.
+std::vector<int> allowed_cpus() {
+  std::vector<int> cpus;
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0)
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+      if (CPU_ISSET(cpu, &mask)) cpus.push_back(cpu);
+#endif
+  if (cpus.empty()) cpus.resize(std::thread::hardware_concurrency());
+  return cpus;
+}
+
+void stay_on(int cpu) {
+#if defined(__linux__)
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  CPU_SET(cpu, &mask);
+  sched_setaffinity(0, sizeof mask, &mask);
+#else
+  (void)cpu;
+#endif
+}
+
 }  // namespace
 
 int usable_cores() {
-  int cores = int(std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) == 0) cores = CPU_COUNT(&mask);
-#endif
+  int cores = int(allowed_cpus().size());
   const double quota = cgroup_quota();
   if (quota > 0 && quota < cores) cores = int(quota);
   return cores < 1 ? 1 : cores;
@@ -88,10 +108,13 @@ int usable_cores() {
 
 Pool::Pool(int threads)
     : size_(threads),
-      spins_(pauses_in(threads > usable_cores() ? 0.5 : 30)),
+      spins_(pauses_in(30)),
       patience_(threads, Patience{spins_}),
       local_(threads, nullptr) {
-  for (int id = 1; id < threads; id++) workers_.emplace_back(&Pool::work, this, id);
+  // A team of all cores stays one on each: Linux likes to wake a thread on its waker's core, where they take turns.
+  const std::vector<int> cpus = allowed_cpus();
+  const bool every_core = size_t(threads) == cpus.size();
+  for (int id = 1; id < threads; id++) workers_.emplace_back(&Pool::work, this, id, every_core ? cpus[id] : -1);
 }
 
 Pool::~Pool() {
@@ -128,7 +151,8 @@ void Pool::notify() {
   wake_.notify_all();
 }
 
-void Pool::work(int id) {
+void Pool::work(int id, int cpu) {
+  if (cpu >= 0) stay_on(cpu);
   Patience idle{4 * spins_};       // the next token's run often follows within 100 µs
   for (uint32_t seen = 0;; seen++) {
     wait(idle, [&] { return jobs_.load() != seen; });

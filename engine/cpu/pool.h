@@ -27,7 +27,7 @@ class Pool {
 
  private:
   friend struct Team;
-  void work(int id);
+  void work(int id, int cpu);     // cpu: where to stay, -1 anywhere
   void barrier(Team& team);
   void fail(const char* text);
   struct alignas(64) Patience {   // of one thread, see wait()

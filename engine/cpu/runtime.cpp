@@ -97,11 +97,9 @@ int chosen_threads() {
   std::atomic<int>& threads = state().threads;
   const char* forced = std::getenv("LAZULITE_THREADS");
   if (threads == 0 && forced && *forced) {
-    threads = std::atoi(forced);
-    if (threads < 1 || threads > MOST_THREADS) {
-      threads = 0;
-      throw complaint("LAZULITE_THREADS is \"%s\", wanted is a number from 1 to %d", forced, MOST_THREADS);
-    }
+    const int wanted = std::atoi(forced);
+    if (wanted < 1) throw complaint("LAZULITE_THREADS is \"%s\", wanted is a number from 1 on", forced);
+    threads = std::min(wanted, usable_cores());
   }
   if (threads == 0) threads = usable_cores();
   return threads;

@@ -63,18 +63,25 @@ LZ_INLINE float max_of(f32x v) { return _mm512_reduce_max_ps((__m512)v); }
 LZ_INLINE f32x round_even(f32x v) { return (f32x)_mm512_roundscale_ps((__m512)v, 0); }
 LZ_INLINE f32x fma(f32x a, f32x b, f32x c) { return (f32x)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #else
+#if defined(__F16C__)
+LZ_INLINE f32x load_f16(const uint16_t* p) {
+  const __m128i* halves = (const __m128i*)p;
+  const __m256 v[2] = {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+  return load<f32x>(v);
+}
+LZ_INLINE void store_f16(uint16_t* p, f32x x) {
+  __m256 v[2];
+  store(v, x);
+  for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i*)p + i, _mm256_cvtps_ph(v[i], 0));
+}
+#else
 LZ_INLINE f32x load_f16(const uint16_t* p) {
   f32x v;
-#if defined(__F16C__)
-  const __m128i* halves = (const __m128i*)p;
-  const __m256 a = _mm256_cvtph_ps(_mm_loadu_si128(halves)), b = _mm256_cvtph_ps(_mm_loadu_si128(halves + 1));
-  memcpy(&v, &a, 32); memcpy((char*)&v + 32, &b, 32);
-#else
   for (int i = 0; i < LANES; i++) v[i] = f16_to_f32(p[i]);
-#endif
   return v;
 }
 LZ_INLINE void store_f16(uint16_t* p, f32x v) { for (int i = 0; i < LANES; i++) p[i] = f32_to_f16(v[i]); }
+#endif
 LZ_INLINE float sum(f32x v) {
   float s[LANES]; memcpy(s, &v, sizeof s);
   for (int n = LANES / 2; n; n /= 2) for (int i = 0; i < n; i++) s[i] += s[i + n];

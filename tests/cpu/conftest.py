@@ -21,10 +21,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def threads() -> Any:
-    """Sets the number of threads; the number from before comes back after the test."""
+    """Sets the number of threads, also to more than there are cores; the number from before comes back afterwards."""
     runtime = cpu.runtime()
     before = runtime.threads
-    yield runtime.set_threads
+    yield runtime._library.lz_set_threads
     runtime.set_threads(before)
 
 

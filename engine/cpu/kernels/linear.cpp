@@ -72,10 +72,13 @@ template <int ROWS> static void expand_scales(const Linear& L, const Block& b) {
   }
 }
 
+// Prefill gives 15 bits to the groups with outliers only: of SmolLM2 on 1,024 tokens, mean KL 5e-4 against 6e-3 with none
+// and 1e-6 with all, at the speed of none.
+constexpr float PLAIN = 4;
 template <int BITS, int M, int PASSES> struct Coded {
   static int64_t record(const Linear& L) { return L.codes(M, PASSES).record(); }
   static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
-    quantize_row<BITS, M, PASSES>(L.codes(M, PASSES), x, L.K, acts + t / M * M * record(L), (int)(t % M));
+    quantize_row<BITS, M, PASSES>(L.codes(M, PASSES), x, L.K, acts + t / M * M * record(L), (int)(t % M), L.precise || L.T <= 4 ? 0 : PLAIN);
   }
 };
 template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, PASSES> {
@@ -87,14 +90,14 @@ template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, P
   }
   static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
 };
-template <int BITS, int PASSES> struct PanelPath : Coded<BITS, PANEL_MR, PASSES> {
+template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
   static void expand(const Linear& L, const Block& b) {
     expand_scales<64>(L, b);
     expand_codes<BITS>(b.w, b.stride, L.K, b.codes(L, 64));
   }
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += PANEL_MR * 64)
-      panel_tile<BITS, PASSES>(b->codes(L, 64), b->scale(L), b->bias(L, 64), L.group, L.K, L.codes(PANEL_MR, PASSES), acts, y);
+      panel_tile<BITS>(b->codes(L, 64), b->scale(L), b->bias(L, 64), L.group, L.K, L.codes(PANEL_MR, 2), acts, y);
   }
   static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile};
 };
@@ -167,7 +170,7 @@ template <int BITS> static const Path& coded_path(const Linear& L) {
 #if defined(__AMX_BF16__)
   if (!precise) return AmxPath<BITS>::path;
 #endif
-  return precise ? PanelPath<BITS, 2>::path : PanelPath<BITS, 1>::path;
+  return PanelPath<BITS>::path;
 }
 static const Path& choose(const Linear& L) {
   if (L.bits) return L.bits == 4 ? coded_path<4>(L) : coded_path<8>(L);

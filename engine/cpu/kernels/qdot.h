@@ -1,7 +1,8 @@
 // Unsigned codes times int8 activations, W rows of weights in the lanes:
 //   y = sum over groups g of  scale_g d_g (sum q a) + bias_g d_g (sum a),      x ~ d_g a in group g
 // The second sum runs over the quantized a as well: exact sums of x would triple the error, since q is not centred.
-// An activation is one int8 of a group's largest magnitude / 127, or ("two passes") 128 h + l of / 16256: 15 bits.
+// An activation is one int8 of a group's largest magnitude / 127, or ("two passes") 128 h + l of / 16256: 15 bits. Panels
+// take the second pass only where some token of the tile has an l, see quantize_row.
 #pragma once
 #include "columns.h"
 
@@ -36,9 +37,14 @@ template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {
   }
 }
 
-// x[0..K) -> token m of a block. K is a multiple of A, and A of 16.
-template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, const float* x, int64_t K, char* block, int m) {
+// x[0..K) -> token m of a block. K is a multiple of A, and A of 16. Groups whose largest magnitude is at most
+// `plain` times the root mean square of x get 8 bits all the same: their l is zero, and a panel skips that pass.
+template <int BITS, int M, int PASSES>
+static void quantize_row(const Codes& c, const float* x, int64_t K, char* block, int m, float plain) {
   const float top = PASSES == 2 ? 16256.0f : 127.0f;
+  f32x squares{};
+  for (int64_t k = 0; plain > 0 && k < K; k += LANES) squares = fma(loadf(x + k), loadf(x + k), squares);
+  const float most_plain = plain * __builtin_sqrtf(sum(squares) / (float)K);
   float *d = c.d(block) + m, *d_sum = d + c.groups() * M;
   const auto put_codes = [&](int64_t k, int pass, i32x n) __attribute__((always_inline)) {
     const u8x codes = code_order<BITS>(low_bytes(n));
@@ -54,10 +60,13 @@ template <int BITS, int M, int PASSES> static void quantize_row(const Codes& c, 
       const f32x v = loadf(x + k + i), size = maxf(v, -v);
       most = select(size <= most, most, size);  // a NaN stays
     }
-    const float largest = max_of(most), inverse = largest > 0 ? top / largest : 0;
+    const float largest = max_of(most);
+    const bool fine = PASSES == 2 && !(largest <= most_plain);
+    const float inverse = largest > 0 ? (fine ? top : 127.0f) / largest : 0;
     i32x total{};
     for (int i = 0; i < c.A; i += LANES) {
-      const i32x t = real ? __builtin_convertvector(round_even(loadf(x + k + i) * inverse), i32x) : i32x{};
+      i32x t = real ? __builtin_convertvector(round_even(loadf(x + k + i) * inverse), i32x) : i32x{};
+      if (PASSES == 2 && !fine) t <<= 7;
       const i32x high = PASSES == 2 ? (t + 64) >> 7 : t;
       total += t;
       put_codes(k + i, 0, high);
@@ -171,7 +180,15 @@ template <int BITS> static void expand_codes(const char* codes, int64_t stride, 
     }
 }
 constexpr int PANEL_MR = W < 16 ? 4 : 6, PANEL_NV = W < 16 ? 2 : 4;
-template <int BITS, int PASSES>
+LZ_INLINE bool any(const char* p, int64_t n) {
+  vi seen{};
+  for (int64_t i = 0; i < n; i += 4 * W) seen |= load<vi>(p + i);
+  int32_t lanes[W], all = 0;
+  store(lanes, seen);
+  for (int i = 0; i < W; i++) all |= lanes[i];
+  return all;
+}
+template <int BITS>
 static void panel_tile(const uint32_t* panel, const float* scale, const float* bias, int group, int64_t K, const Codes& c,
                        const char* acts, float* y) {
   constexpr int MR = PANEL_MR, NV = PANEL_NV;
@@ -180,9 +197,10 @@ static void panel_tile(const uint32_t* panel, const float* scale, const float* b
   const float* d = c.d(acts);
   memset(y, 0, MR * 64 * sizeof(float));
   for (int64_t g = 0; g < groups; g++, d += MR) {
+    const bool fine = any(acts + (c.K + g * c.A) * MR, c.A * MR);
     for (int n = 0; n < 64; n += NV * W) {
       vi total[MR][NV] = {};
-      unrolled<PASSES>(LZ_LAMBDA(pass) {
+      for (int pass = 0; pass < 1 + fine; pass++) {
         if (pass) unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { total[m][v] <<= 7; }); });
         const char* a = acts + (pass * c.K + g * c.A) * MR;
         const uint32_t* w = panel + g * quads * 64 + n;
@@ -198,13 +216,14 @@ static void panel_tile(const uint32_t* panel, const float* scale, const float* b
 #endif
           });
         }
-      });
+      }
+      const int up = fine ? 0 : 7;
       unrolled<NV>(LZ_LAMBDA(v) {
         const int64_t at = (g >> share) * 64 + n + v * W;
         const vf s = load<vf>(scale + at), b = load<vf>(bias + at);
         unrolled<MR>(LZ_LAMBDA(m) {
           float* to = y + m * 64 + n + v * W;
-          store(to, b * each(d[sums + m]) + (__builtin_convertvector(total[m][v], vf) * each(d[m]) * s + load<vf>(to)));
+          store(to, b * each(d[sums + m]) + (__builtin_convertvector(total[m][v] << up, vf) * each(d[m]) * s + load<vf>(to)));
         });
       });
     }
