@@ -25,8 +25,18 @@ template <class V, class T> LZ_INLINE void store(T* p, V v) { memcpy(p, &v, size
 LZ_INLINE f32x loadf(const float* p) { return load<f32x>(p); }
 LZ_INLINE f32x splat(float x) { return f32x{} + x; }
 LZ_INLINE f32x select(i32x mask, f32x yes, f32x no) { return mask ? yes : no; }
-LZ_INLINE f32x maxf(f32x a, f32x b) { return select(a > b, a, b); }
+#if defined(__AVX512F__)
+LZ_INLINE f32x maxf(f32x a, f32x b) { return (f32x)_mm512_max_ps((__m512)a, (__m512)b); }
+LZ_INLINE f32x minf(f32x a, f32x b) { return (f32x)_mm512_min_ps((__m512)a, (__m512)b); }
+LZ_INLINE f32x times_power_of_2(f32x x, f32x n) { return (f32x)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#else
+LZ_INLINE f32x maxf(f32x a, f32x b) { return select(a > b, a, b); }  // b where one is NaN
 LZ_INLINE f32x minf(f32x a, f32x b) { return select(a < b, a, b); }
+LZ_INLINE f32x times_power_of_2(f32x x, f32x n) {  // |n| <= 250; in two factors, for 2^128 is none
+  const i32x e = __builtin_convertvector(n, i32x), half = e >> 1;
+  return x * (f32x)((half + 127) << 23) * (f32x)((e - half + 127) << 23);
+}
+#endif
 
 LZ_INLINE float as_f32(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 LZ_INLINE uint32_t as_u32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
@@ -105,16 +115,16 @@ LZ_INLINE f32x fma(f32x a, f32x b, f32x c) { return a * b + c; }
 #endif
 #endif
 
-// e^x to 2 ulp; infinity above 88.73, 0 far below, NaN stays NaN. Cephes' reduction by ln 2 and polynomial.
+// e^x to 2 ulp; infinity above 88.73, NaN stays NaN. Cephes' reduction by ln 2 and polynomial. Subnormal results are 0:
+// processors take a hundred cycles for each such number, and masked scores are full of them.
 LZ_INLINE f32x exp(f32x x) {
-  x = select(x < splat(-104.0f), splat(-104.0f), select(x > splat(89.0f), splat(89.0f), x));
-  const f32x n = round_even(x * 1.44269504f), r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
+  const f32x least = splat(-87.3365f), y = maxf(least, minf(splat(89.0f), x));
+  const f32x n = round_even(y * 1.44269504f), r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), y));
   const float c[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
   f32x p = splat(1.9875691500e-4f);
   for (int i = 0; i < 5; i++) p = fma(p, r, splat(c[i]));
   p = fma(p, r * r, r) + 1.0f;
-  const i32x e = __builtin_convertvector(n, i32x), half = e >> 1;  // two factors: the result may be subnormal
-  return p * (f32x)((half + 127) << 23) * (f32x)((e - half + 127) << 23);
+  return select(x < least, splat(0), times_power_of_2(p, n));
 }
 LZ_INLINE f32x sqrt(f32x x) {
 #if defined(__AVX512F__)

@@ -90,6 +90,22 @@ template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, P
   }
   static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
 };
+#if defined(__AVX512VNNI__)
+template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
+    Coded<BITS, 1, 2>::encode(L, x, acts, t);
+    order_along<BITS>(L.codes(1, 2), acts);
+  }
+  static void expand(const Linear&, const Block&) {}
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += LANES)
+      for (int r = 0; r < LANES; r += 4)
+        rows_along<BITS, A>(b->w + r * b->stride, b->stride, b->scales + r * b->stride_s, b->biases + r * b->stride_s, b->stride_s,
+                            b->dtype, L.group, L.K, L.codes(1, 2), acts, y + r);
+  }
+  static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile};
+};
+#endif
 template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
   static void expand(const Linear& L, const Block& b) {
     expand_scales<64>(L, b);
@@ -158,6 +174,9 @@ constexpr int WIDE = 8, FEW = 24;  // measured: up to FEW tokens, rows as they l
 constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48;
 #endif
 template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise) {
+#if defined(__AVX512VNNI__)
+  if (T == 1) return AlongPath<BITS, A>::path;
+#endif
   if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 1>::path;
   return T == 1 ? RowsPath<BITS, A, 1, 2>::path : T == 2 ? RowsPath<BITS, A, 2, 2>::path : RowsPath<BITS, A, 4, 2>::path;
 }
