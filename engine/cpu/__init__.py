@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
+
 MAX_DIMS = 8
 INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES = (*INTEGERS, "float16", "bfloat16", "float32", "float64", "complex64")  # the codes of runtime.h, in order
@@ -96,7 +98,8 @@ class Runtime:
             self.set_isa(isa)
         self.kernels = frozenset(self._text("lz_kernels").split())
         self.opcodes = {name: number for number, name in enumerate(self._text("lz_opcodes").split())}
-        self.isa  # noqa: B018  an instruction set that LAZULITE_ISA forces is checked now, not at the first plan
+        if self._library.lz_isa() is None:  # what LAZULITE_ISA forces is checked now, not at the first plan
+            raise UserError(self._library.lz_error().decode(), "Unset LAZULITE_ISA, or name a set that this machine has.")
 
     def _text(self, call: str) -> str:
         text = getattr(self._library, call)()

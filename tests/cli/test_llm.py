@@ -210,3 +210,9 @@ def test_models_in_the_cache_are_listed_and_removed(tmp_path: Path, monkeypatch:
     assert not snapshot.exists()
     for order in ("rm", "show", "pull"):
         assert "someone/tiny: not " in llm("models", order, "someone/tiny", code=1).stderr
+
+
+def test_an_unknown_instruction_set_is_said_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZULITE_ISA", "sse9")
+    done = llm("generate", "-p", "Hi", code=1)
+    assert '"sse9"' in done.stderr and "LAZULITE_ISA" in done.stderr and len(done.stderr.strip().splitlines()) == 2
