@@ -191,7 +191,7 @@ LZ_INLINE __m512 along(int dtype, const char* row, int64_t first, int64_t n, int
 template <int BITS, int A>
 static void rows_along(const char* w, int64_t stride, const char* scales, const char* biases, int64_t stride_s, int dtype,
                        int group, int64_t K, const Codes& c, const char* acts, float* y) {
-  constexpr int R = 4, CODES = 512 / BITS, STEP = CODES / A, AHEAD = 8192;
+  constexpr int R = 4, CODES = 512 / BITS, STEP = CODES / A, AHEAD = 2560;
   const int64_t G = K / A;
   const int share = group / A == 2;
   const float *d = c.d(acts), *d_sum = d + c.groups();
