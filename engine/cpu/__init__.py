@@ -99,7 +99,7 @@ class Runtime:
         self.kernels = frozenset(self._text("lz_kernels").split())
         self.opcodes = {name: number for number, name in enumerate(self._text("lz_opcodes").split())}
         if self._library.lz_isa() is None:  # what LAZULITE_ISA forces is checked now, not at the first plan
-            raise UserError(self._library.lz_error().decode(), "Unset LAZULITE_ISA, or name a set that this machine has.")
+            raise UserError(str(self._failure()), "Unset LAZULITE_ISA, or name a set that this machine has.")
 
     def _text(self, call: str) -> str:
         text = getattr(self._library, call)()
