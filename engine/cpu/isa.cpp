@@ -57,7 +57,7 @@ static bool usable() {
   return avx2::usable() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vbmi");
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
 }
 }  // namespace avx512
 
@@ -101,7 +101,8 @@ const Isa* best_isa() {
   return isa;
 }
 
-const Kernel* find_kernel(const Isa& isa, const std::string& name) {
+const Kernel* find_kernel(const Isa& isa, const std::string& step) {
+  const std::string name = step.substr(0, step.find(':'));  // host:NAME is a step of the kernel host
   for (int i = 0; i < n_kernels; i++)
     if (name == isa.kernels[i]->name) return isa.kernels[i];
   return nullptr;

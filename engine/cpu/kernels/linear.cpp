@@ -98,10 +98,13 @@ template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
   }
   static void expand(const Linear&, const Block&) {}
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
-    for (int i = 0; i < blocks; i++, b++, y += LANES)
+    alignas(64) float lanes[LANES * LANES];
+    for (int i = 0; i < blocks; i++, b++, y += LANES) {
       for (int r = 0; r < LANES; r += 4)
         rows_along<BITS, A>(b->w + r * b->stride, b->stride, b->scales + r * b->stride_s, b->biases + r * b->stride_s, b->stride_s,
-                            b->dtype, L.group, L.K, L.codes(1, 2), acts, y + r);
+                            b->dtype, L.group, L.K, L.codes(1, 2), acts, lanes + (r % 8 * 2 + r / 8 * 4) * LANES);
+      _mm512_storeu_ps(y, sum_lanes(lanes));
+    }
   }
   static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile};
 };

@@ -190,12 +190,12 @@ LZ_INLINE __m512 along(int dtype, const char* row, int64_t first, int64_t n, int
 }
 template <int BITS, int A>
 static void rows_along(const char* w, int64_t stride, const char* scales, const char* biases, int64_t stride_s, int dtype,
-                       int group, int64_t K, const Codes& c, const char* acts, float* y) {
-  constexpr int R = 4, CODES = 512 / BITS, STEP = CODES / A, AHEAD = 2560;
+                       int group, int64_t K, const Codes& c, const char* acts, float* lanes) {
+  constexpr int R = 4, CODES = 512 / BITS, STEP = CODES / A, NEAR = 2560, FAR = 10240;
   const int64_t G = K / A;
   const int share = group / A == 2;
   const float *d = c.d(acts), *d_sum = d + c.groups();
-  const __m512i low = _mm512_set1_epi8(15), lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi64(0x1020408000000000), lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i place = _mm512_srli_epi32(lane, STEP == 1 ? 4 : STEP == 2 ? 3 : STEP == 4 ? 2 : 1);  // a lane's group
   __m512 sum[R], offset[R], scale[R];
   unrolled<R>(LZ_LAMBDA(r) { sum[r] = offset[r] = _mm512_setzero_ps(); });
@@ -214,9 +214,10 @@ static void rows_along(const char* w, int64_t stride, const char* scales, const 
       const __m512i h1 = BITS == 4 ? _mm512_maskz_loadu_epi8(real, a + half) : h, l1 = BITS == 4 ? _mm512_maskz_loadu_epi8(real, a + half + c.K) : l;
       unrolled<R>(LZ_LAMBDA(r) {
         const char* p = w + r * stride + k * BITS / 8;
-        __builtin_prefetch(p + AHEAD);
+        __builtin_prefetch(p + NEAR);       // to the first-level cache,
+        __builtin_prefetch(p + FAR, 0, 2);  // when it is in the second already: the first can wait for few lines only
         const __m512i q = _mm512_maskz_loadu_epi8(codes, p), q0 = BITS == 4 ? _mm512_and_si512(q, low) : q;
-        const __m512i q1 = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+        const __m512i q1 = _mm512_gf2p8affine_epi64_epi8(q, high, 0);  // q >> 4, in bytes
         __m512i dot = _mm512_setzero_si512();
         asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q0), "v"(h));
         if (BITS == 4) asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q1), "v"(h1));
@@ -234,7 +235,17 @@ static void rows_along(const char* w, int64_t stride, const char* scales, const 
       vectors(k, half == 64 ? ~0ull : 0xffffffff, (1ull << ((K - k) * BITS / 8)) - 1, half);
     }
   }
-  unrolled<R>(LZ_LAMBDA(r) { y[r] = _mm512_reduce_add_ps(_mm512_add_ps(sum[r], offset[r])); });
+  unrolled<R>(LZ_LAMBDA(r) { _mm512_store_ps(lanes + r % 2 * 32 + r / 2 * 16, _mm512_add_ps(sum[r], offset[r])); });
+}
+// The sums of 16 rows' lanes: vectors are halved and put side by side four times. Row 4 a + b is vector
+// 4 a' + b', where ' exchanges two bits.
+LZ_INLINE __m512 sum_lanes(const float* lanes) {
+  __m512 v[16];
+  unrolled<16>(LZ_LAMBDA(i) { v[i] = _mm512_load_ps(lanes + 16 * i); });
+  unrolled<8>(LZ_LAMBDA(i) { v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee)); });
+  unrolled<4>(LZ_LAMBDA(i) { v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 4], 0x88), _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd)); });
+  unrolled<2>(LZ_LAMBDA(i) { v[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[i], v[i + 2]), _mm512_unpackhi_ps(v[i], v[i + 2])); });
+  return _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x44), _mm512_shuffle_ps(v[0], v[1], 0xee));
 }
 #endif
 
