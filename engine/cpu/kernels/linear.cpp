@@ -4,7 +4,7 @@
 //   i  x (T, K) f32, [norm weight (K)], for each j W_j (N_j, K) f32|f16|bf16, or codes u32 (N_j, K bits / 32), scales and
 //      biases (N_j, K / group); then [for each j bias_j (N_j)], [residual (T, N) f32]. x may not overlap an output; the
 //      residual may.
-//   ints [n, bits (0 dense, 4, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
+//   ints [n, bits (0 dense, 2, 3, 4, 5, 6, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
 //   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2)
 //
 // The plain loop: for t, n: y[t][n] = sum_k x[t][k] w[n][k]. Weights are read once from memory whatever T is; a Path
@@ -17,14 +17,14 @@ LZ_NAMESPACE_BEGIN
 struct Weight { const View *w, *scales, *biases, *bias; int64_t N; };
 
 struct Linear {
-  int n, bits, group, norm, epilogue, has_bias, precise;
+  int n, bits, stored, group, norm, epilogue, has_bias, precise;  // bits: 0, 4 or 8; other widths are stored, and read as 8
   float eps;
   int64_t T, K, Kp, groups;  // Kp: K rounded up to 64; groups: rounded up to 8
   const View *x, *norm_w, *residual, *out;
   Weight w[8];
 
   explicit Linear(const Step& s)
-      : n((int)s.ints[0]), bits((int)s.ints[1]), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
+      : n((int)s.ints[0]), bits(s.ints[1] == 4 ? 4 : s.ints[1] ? 8 : 0), stored((int)s.ints[1]), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
         has_bias((int)s.ints[5]), precise((int)s.ints[6]), eps((float)s.floats[0]), T(s.in[0].shape[0]), K(s.in[0].shape[1]),
         Kp(round_up(K, 64)), groups(bits ? round_up(K / group, 8) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
     const View* in = s.in + 1;
@@ -242,7 +242,8 @@ static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n,
   }
 }
 
-// Rows n .. n + rows of weight j; past the last row, a copy padded with zeros, so that no kernel has a tail of rows.
+// Rows n .. n + rows of weight j; past the last row, a copy padded with zeros, so that no kernel has a tail of rows. Codes
+// of a width that no kernel reads are copied as bytes.
 static Block block_of(const Linear& L, const Weight& w, int64_t n, int rows, char* panel, char* tail) {
   Block b = {};
   b.stride = w.w->strides[0] * (L.bits ? 4 : size_of(w.w->dtype));
@@ -254,14 +255,24 @@ static Block block_of(const Linear& L, const Weight& w, int64_t n, int rows, cha
     b.scales = w.scales->data + n * b.stride_s;
     b.biases = w.biases->data + n * b.stride_s;
   }
-  if (n + rows <= w.N) return b;
-  const auto padded = [&](const char*& from, int64_t stride) {
-    memset(tail + (w.N - n) * stride, 0, (rows - (w.N - n)) * stride);
-    memcpy(tail, from, (w.N - n) * stride);
+  const int64_t real = least(rows, w.N - n);
+  const auto copied = [&](const char*& from, int64_t stride, auto copy) {
+    memset(tail + real * stride, 0, (rows - real) * stride);
+    copy(from);
     from = tail;
     tail += round_up(rows * stride, 64);
   };
-  padded(b.w, b.stride);
+  if (L.stored != L.bits) {
+    copied(b.w, L.K, [&](const char* from) {
+      for (int64_t r = 0; r < real; r++) widen_codes(L.stored, from + r * b.stride, L.K, (uint8_t*)tail + r * L.K);
+    });
+    b.stride = L.K;
+  }
+  if (real == rows) return b;
+  const auto padded = [&](const char*& from, int64_t stride) {
+    copied(from, stride, [&](const char* x) { memcpy(tail, x, real * stride); });
+  };
+  if (L.stored == L.bits) padded(b.w, b.stride);
   if (L.bits) padded(b.scales, b.stride_s), padded(b.biases, b.stride_s);
   return b;
 }
@@ -345,7 +356,7 @@ static const char* check(const Step& s) {
   if (s.n_int != 7 || s.n_float < 1) return "wants 7 integers and eps";
   const int64_t n = s.ints[0], bits = s.ints[1], group = s.ints[2], epilogue = s.ints[4], wants = epilogue > 1 ? 2 : 1;
   if (n < 1 || n > 8) return "wants 1 to 8 weights";
-  if (bits != 0 && bits != 4 && bits != 8) return "bits must be 0 (dense), 4 or 8";
+  if (bits && (bits < 2 || bits > 8 || bits == 7)) return "bits must be 0 (dense), 2, 3, 4, 5, 6 or 8";
   if (bits && group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
   if (epilogue < 0 || epilogue > 4 || (epilogue && n != wants)) return "epilogue 1 wants one weight, 2 to 4 want two";
   const int64_t inputs = 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1);

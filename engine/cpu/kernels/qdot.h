@@ -37,6 +37,31 @@ template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {
   }
 }
 
+// Codes of 2, 3, 5 or 6 bits, a stream of low bits first, to bytes; K is a multiple of 16.
+static void widen_codes(int bits, const char* from, int64_t K, uint8_t* to) {
+  const uint64_t ones = 0x0101010101010101, mask = ((1u << bits) - 1) * ones;
+  int64_t k = 0;
+#if defined(__AVX512VBMI__)  // byte b i + j of the stream to byte j of lane i, then every code from its bit of the lane
+  const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), steps = _mm512_set1_epi64(0x0706050403020100);
+  const __m512i bytes = _mm512_add_epi8(_mm512_mullo_epi64(lane, _mm512_set1_epi64(bits * ones)), steps);
+  const __m512i shifts = _mm512_set1_epi64(0x0706050403020100 * bits), low = _mm512_set1_epi64(mask);
+  for (; k + 64 <= K; k += 64, from += 8 * bits) {
+    const __m512i z = _mm512_permutexvar_epi8(bytes, _mm512_maskz_loadu_epi8((1ull << 8 * bits) - 1, from));
+    _mm512_storeu_si512(to + k, _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, z), low));
+  }
+#endif
+  for (; k < K; k += 8, from += bits) {
+    uint64_t z = 0;
+    for (int i = 0; i < bits; i++) z |= (uint64_t)(uint8_t)from[i] << 8 * i;
+#if defined(__BMI2__)
+    z = _pdep_u64(z, mask);
+    memcpy(to + k, &z, 8);
+#else
+    for (int i = 0; i < 8; i++) to[k + i] = z >> bits * i & mask & 255;
+#endif
+  }
+}
+
 // x[0..K) -> token m of a block. K is a multiple of A, and A of 16. Groups whose largest magnitude is at most
 // `plain` times the root mean square of x get 8 bits all the same: their l is zero, and a panel skips that pass.
 template <int BITS, int M, int PASSES>

@@ -5,7 +5,7 @@
 //   s = max((max - min) / (2^bits - 1), 1e-7), negative if |min| <= |max|;  edge = the end of larger magnitude
 //   q0 = rint(edge / s);  if q0: s = edge / q0, b = edge, else b = 0;  q = clip(rint((x - b) / s), 0, 2^bits - 1)
 // Codes lie along K, low bits first. Groups are split evenly over the threads; each byte is read and written once.
-#include "columns.h"
+#include "qdot.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -23,19 +23,18 @@ float get_float(const View& v, int64_t row, int64_t column) {
 }
 
 // 16 codes <-> 2 bits bytes
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef uint8_t u8x8 __attribute__((vector_size(8)));
 void pack(int bits, i32x q, char* to) {
   const u8x bytes = low_bytes(q);
-  const u16x8 pairs = (u16x8)bytes;
-  const u8x8 nibbles = __builtin_convertvector(pairs | pairs >> 4, u8x8);
-  if (bits == 8) memcpy(to, &bytes, 16);
-  else memcpy(to, &nibbles, 8);
+  for (int half = 0; half < 16; half += 8, to += bits) {
+    uint64_t z = 0;
+    for (int i = 0; i < 8; i++) z |= (uint64_t)bytes[half + i] << bits * i;
+    for (int i = 0; i < bits; i++) to[i] = (char)(z >> 8 * i);
+  }
 }
 i32x unpack(int bits, const char* from) {
-  if (bits == 8) return __builtin_convertvector(load<u8x>(from), i32x);
-  const u16x8 bytes = __builtin_convertvector(load<u8x8>(from), u16x8);
-  return __builtin_convertvector((u8x)((bytes | bytes << 4) & 0x0f0f), i32x);
+  uint8_t q[16];
+  widen_codes(bits, from, 16, q);
+  return __builtin_convertvector(load<u8x>(q), i32x);
 }
 
 void quantize_group(const View& x, const Step& s, int64_t row, int64_t g, int bits, int group) {
@@ -88,7 +87,7 @@ template <bool BACK> const char* check(const Step& s) {
     return "wants codes, scales and biases on one side, a matrix on the other, and 2 integers";
   const View &x = BACK ? s.out[0] : s.in[0], *packed = BACK ? s.in : s.out;
   const int64_t bits = s.ints[0], group = s.ints[1];
-  if (bits != 4 && bits != 8) return "bits must be 4 or 8";
+  if (bits < 2 || bits > 8 || bits == 7) return "bits must be 2, 3, 4, 5, 6 or 8";
   if (group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
   if (x.ndim != 2 || x.shape[1] % group) return "the last size must be a multiple of the group";
   const View* floats[] = {&x, packed + 1, packed + 2};
