@@ -5,9 +5,10 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,44 @@ class _Step(ctypes.Structure):
     ]
 
 
+class _Array(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int32),
+        ("ndim", c_int32),
+        ("shape", c_int64 * MAX_DIMS),
+        ("strides", c_int64 * MAX_DIMS),
+    ]
+
+    def numpy(self) -> np.ndarray:
+        """The memory as NumPy sees it; bfloat16 as its uint16 bits."""
+        dtype = np.dtype("uint16" if DTYPES[self.dtype] == "bfloat16" else DTYPES[self.dtype])
+        strides = tuple(s * dtype.itemsize for s in self.strides[: self.ndim])
+        shape = tuple(self.shape[: self.ndim])
+        interface = {"version": 3, "typestr": dtype.str, "shape": shape, "strides": strides, "data": (self.data, False)}
+        return np.asarray(SimpleNamespace(__array_interface__=interface))
+
+
+_KEPT: list[Any] = []
+_HostCall = ctypes.CFUNCTYPE(c_int, c_int64, c_int, c_int, POINTER(_Array), c_void_p, c_int)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "lz_error": (c_char_p, []),
     "lz_isa": (c_char_p, []),
     "lz_kernels": (c_char_p, []),
     "lz_opcodes": (c_char_p, []),
     "lz_set_isa": (c_int, [c_char_p]),
+    "lz_set_host": (None, [_HostCall]),
     "lz_threads": (c_int, []),
     "lz_set_threads": (c_int, [c_int]),
     "lz_alloc": (c_void_p, [c_uint64]),
     "lz_free": (None, [c_void_p]),
     "lz_memory": (None, [POINTER(c_uint64)] * 3),
     "lz_clear_cache": (None, []),
+    "lz_reset_peak": (None, []),
+    "lz_set_memory_limit": (c_uint64, [c_uint64]),
+    "lz_set_cache_limit": (c_uint64, [c_uint64]),
     "lz_load": (c_void_p, [POINTER(_Step), c_int, c_int, POINTER(c_int64), c_int, c_uint64]),
-    "lz_run": (c_int, [c_void_p, POINTER(c_void_p), POINTER(c_int64), POINTER(c_double)]),
+    "lz_run": (c_int, [c_void_p] * 4),  # buffers, dims and microseconds as ctypes arrays, without a conversion
     "lz_unload": (None, [c_void_p]),
 }
 
@@ -77,13 +102,29 @@ def library_path() -> Path:
 class Buffer:
     """Bytes from the runtime's allocator, 64-byte aligned, given back when the object dies. `pointer` is an address."""
 
+    __slots__ = ("pointer", "nbytes", "_free", "__weakref__")
+    donatable = True                 # a plan may overwrite it, once nobody else refers to it
+
     def __init__(self, library: ctypes.CDLL, nbytes: int) -> None:
-        pointer = library.lz_alloc(nbytes)
-        if not pointer:
+        self._free = library.lz_free
+        self.pointer: int = library.lz_alloc(nbytes) or 0
+        if not self.pointer:
             raise MemoryError(library.lz_error().decode())
-        self.pointer: int = pointer
         self.nbytes = nbytes
-        weakref.finalize(self, library.lz_free, pointer).atexit = False
+
+    def __del__(self) -> None:
+        self._free(self.pointer)
+
+
+def _host_call(compute: Any, number: int, n_out: int, n_in: int, arrays: Any, error: int, room: int) -> int:
+    try:
+        views = [arrays[i].numpy() for i in range(n_out + n_in)]
+        compute(number, views[:n_out], views[n_out:])
+    except BaseException as failure:  # KeyboardInterrupt too: the run must not go on with what is not there
+        text = str(failure).encode("ascii", "replace")[: room - 1] + b"\0"
+        ctypes.memmove(error, text, len(text))
+        return 1
+    return 0
 
 
 class Runtime:
@@ -94,6 +135,7 @@ class Runtime:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments
+        self._compute: Any = None
         if isa is not None:
             self.set_isa(isa)
         self.kernels = frozenset(self._text("lz_kernels").split())
@@ -143,6 +185,13 @@ class Runtime:
             raise self._failure()
         self._library.lz_set_threads(min(n, self.threads))
 
+    def set_host(self, compute: Callable[[int, list[np.ndarray], list[np.ndarray]], None]) -> None:
+        """What steps named host:NAME call: compute(number, outputs, inputs), which must not run plans itself."""
+        if compute is not self._compute:
+            self._compute, call = compute, _HostCall(functools.partial(_host_call, compute))
+            _KEPT.append(call)  # the library may call it as long as the process lives
+            self._library.lz_set_host(call)
+
     def alloc(self, nbytes: int) -> Buffer:
         """nbytes of uninitialised memory. MemoryError when there is none."""
         return Buffer(self._library, nbytes)
@@ -154,11 +203,23 @@ class Runtime:
         return dict(zip(("active", "peak", "cached"), (n.value for n in numbers), strict=True))
 
     def clear_cache(self) -> None:
-        """Give the blocks kept for reuse back to the system."""
+        """Give the blocks kept for reuse, and the plans' arena, back to the system."""
         self._library.lz_clear_cache()
 
+    def reset_peak(self) -> None:
+        """The peak counts from what is active now."""
+        self._library.lz_reset_peak()
+
+    def set_memory_limit(self, nbytes: int) -> int:
+        """A guideline: beyond it freed blocks go back to the system before new ones are taken. Returns the last one."""
+        return self._library.lz_set_memory_limit(nbytes)
+
+    def set_cache_limit(self, nbytes: int) -> int:
+        """The most bytes of freed blocks that are kept for reuse. Returns the last limit."""
+        return self._library.lz_set_cache_limit(nbytes)
+
     def load(self, steps: Iterable[Any], n_buffers: int, max_dims: Sequence[int], arena_bytes: int) -> "Plan":
-        """Make steps ready to run; buffer 0 is an arena that the plan owns. RuntimeError says what is wrong.
+        """Make steps ready to run; buffer 0 is the arena of all plans. RuntimeError says what is wrong.
 
         A step has kernel, outputs, inputs, ints and floats. A view (an output or input) has buffer (its number), dtype
         (an index of DTYPES, or an object with .code), offset (bytes), shape and strides (items); shape[0] = -1 - d is

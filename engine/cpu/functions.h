@@ -30,6 +30,8 @@ LZ_INLINE double infinity(double) { return __builtin_inf(); }
 template <class V> LZ_INLINE V maximum(V a, V b) { return choose((a > b) | (a != a), a, b); }   // NaN propagates
 template <class V> LZ_INLINE V minimum(V a, V b) { return choose((a < b) | (a != a), a, b); }
 
+template <class V> LZ_INLINE V sign(V a) { return choose(a != a, a, V(one_if(a > V{}) - one_if(a < V{}))); }
+
 LZ_INLINE f32x absolute(f32x a) { return (f32x)((i32x)a & 0x7fffffff); }
 LZ_INLINE f32x with_sign_of(f32x a, f32x sign) { return (f32x)((i32x)a | ((i32x)sign & (int32_t)0x80000000)); }
 LZ_INLINE double absolute(double a) { return __builtin_fabs(a); }
@@ -49,11 +51,6 @@ LZ_INLINE double round(double a) { return __builtin_rint(a); }
 LZ_INLINE double floor(double a) { return __builtin_floor(a); }
 
 // ---- what is not hot goes lane by lane to the C library ----
-#define LZ_LANES_1(name)                                             \
-  LZ_INLINE f32x name(f32x a) {                                      \
-    for (int i = 0; i < LANES; i++) a[i] = __builtin_##name##f(a[i]); \
-    return a;                                                        \
-  }
 #define LZ_DOUBLE_1(name) \
   LZ_INLINE double name(double a) { return __builtin_##name(a); }
 #define LZ_LANES_2(name)                                                   \
@@ -63,12 +60,11 @@ LZ_INLINE double floor(double a) { return __builtin_floor(a); }
   }                                                                        \
   LZ_INLINE double name(double a, double b) { return __builtin_##name(a, b); }
 #define LZ_EACH(X) X(expm1) X(log10) X(log1p) X(tan) X(sinh) X(cosh) X(asin) X(acos) X(atan) X(asinh) X(acosh) X(atanh)
-LZ_EACH(LZ_LANES_1)
 LZ_EACH(LZ_DOUBLE_1)
 LZ_DOUBLE_1(exp) LZ_DOUBLE_1(log) LZ_DOUBLE_1(log2) LZ_DOUBLE_1(sin) LZ_DOUBLE_1(cos)
 LZ_DOUBLE_1(tanh) LZ_DOUBLE_1(erf) LZ_DOUBLE_1(sqrt)
-LZ_LANES_2(pow)
-LZ_LANES_2(atan2)
+LZ_INLINE double pow(double a, double b) { return __builtin_pow(a, b); }
+LZ_INLINE double atan2(double a, double b) { return __builtin_atan2(a, b); }
 LZ_LANES_2(fmod)
 
 // ---- logarithms: x = 2^e m with m in [sqrt(1/2), sqrt(2)), log(m) by Cephes' polynomial in m - 1 ----
@@ -93,6 +89,16 @@ LZ_INLINE f32x log(f32x x) {
 LZ_INLINE f32x log2(f32x x) {
   const LogParts p = log_parts(x);
   return log_ends(x, fma(p.f + p.tail, splat(1.44269504f), p.e));
+}
+LZ_INLINE f32x log10(f32x x) {
+  const LogParts p = log_parts(x);
+  return log_ends(x, fma(p.e, splat(0.30078125f), fma(p.e, splat(2.48745663e-4f), (p.f + p.tail) * 0.434294482f)));
+}
+LZ_INLINE f32x log1p(f32x x) {  // what 1 + x loses is given back, divided by 1 + x
+  const f32x u = x + 1.0f, lost = x - (u - 1.0f);
+  const LogParts p = log_parts(u);
+  const f32x small = fma(p.e, splat(-2.12194440e-4f), p.tail + lost / u);
+  return choose(u == splat(1), x, log_ends(u, fma(p.e, splat(0.693359375f), p.f + small)));
 }
 template <class V> LZ_INLINE V logaddexp(V a, V b) {  // equal operands: also equal infinities
   return choose(a == b, a + like(a, 0.69314718055994531), maximum(a, b) + log1p(exp(-absolute(a - b))));
@@ -129,13 +135,136 @@ LZ_INLINE f32x cos(f32x x) {
   return sin_of({q.rest, q.number + 1});
 }
 
+LZ_INLINE f32x tan(f32x x) {  // Cephes' polynomial
+  const Quadrant q = quadrant(x);
+  const f32x r = q.rest, z = r * r;
+  const f32x p = polynomial({9.38540185543e-3, 3.11992232697e-3, 2.44301354525e-2, 5.34112807005e-2, 1.33387994085e-1,
+                             3.33331568548e-1}, z);
+  const f32x t = fma(p * z, r, r);
+  return choose((q.number & 1) == 0, t, -1.0f / t);
+}
+
+// ---- their inverses, by Cephes' polynomials ----
+LZ_INLINE f32x atan_of(f32x y, f32x x) {  // atan(y / x), 0 <= y <= x: near 1 as π/4 + atan((y - x) / (y + x))
+  const i32x near = y > x * 0.41421356f;
+  const f32x t = choose(near, y - x, y) / choose(near, y + x, x), z = t * t;
+  const f32x p = polynomial({8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1}, z);
+  return choose(near, splat(0.785398163f), splat(0)) + fma(p * z, t, t);
+}
+LZ_INLINE f32x atan2(f32x y, f32x x) {
+  const f32x a = absolute(y), b = absolute(x);
+  const f32x same = choose(a == splat(0), splat(0), splat(0.785398163f));  // both 0 or both infinite
+  f32x t = choose((a == b) & (a == a), choose(b == b, same, a), atan_of(choose(a < b, a, b), choose(a < b, b, a)));
+  t = choose(a > b, 1.57079633f - t, t);
+  t = choose((i32x)x < 0, 3.14159265f - t, t);
+  return with_sign_of(choose((a != a) | (b != b), a + b, t), y);
+}
+LZ_INLINE f32x atan(f32x x) {
+  const f32x a = absolute(x), t = atan_of(choose(a > splat(1), splat(1), a), choose(a > splat(1), a, splat(1)));
+  return with_sign_of(choose(a > splat(1), 1.57079633f - t, t), x);
+}
+struct HalfAngle { f32x angle; i32x far; };  // far: of sqrt((1 - |x|) / 2), for |x| > 1/2
+LZ_INLINE HalfAngle asin_of(f32x x) {
+  const f32x a = absolute(x);
+  const i32x far = a > splat(0.5f);
+  const f32x z = choose(far, 0.5f - 0.5f * a, a * a), s = choose(far, sqrt(z), a);
+  const f32x p = polynomial({4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2, 1.6666752422e-1}, z);
+  return {fma(p * z, s, s), far};
+}
+LZ_INLINE f32x asin(f32x x) {
+  const HalfAngle h = asin_of(x);
+  return with_sign_of(choose(h.far, fma(h.angle, splat(-2), splat(1.57079633f)), h.angle), x);
+}
+LZ_INLINE f32x acos(f32x x) {
+  const HalfAngle h = asin_of(x);
+  const f32x twice = h.angle + h.angle;
+  return choose(h.far, choose(x < splat(0), 3.14159265f - twice, twice), 1.57079633f - with_sign_of(h.angle, x));
+}
+
+// ---- hyperbolic functions ----
+LZ_INLINE f32x expm1(f32x x) {  // as exp: 2^n (1 + p) - 1, halved so that 2^128 is none
+  const f32x y = maxf(splat(-30.0f), minf(splat(89.0f), x));
+  const f32x n = round_even(y * 1.44269504f), r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), y));
+  const f32x p = fma(polynomial({1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                                 5.0000001201e-1}, r), r * r, r);
+  const f32x half = times_power_of_2(splat(0.5f), n);
+  return choose(x == splat(0), x, 2.0f * fma(p, half, half - 0.5f));
+}
+LZ_INLINE f32x half_square(f32x a) {  // e^a / 2 where e^a may be infinite
+  const f32x e = exp(a * 0.5f);
+  return 0.5f * e * e;
+}
+LZ_INLINE f32x sinh(f32x x) {
+  const f32x a = absolute(x), e = expm1(a);
+  return with_sign_of(choose(a > splat(20), half_square(a), 0.5f * (e + e / (e + 1.0f))), x);
+}
+LZ_INLINE f32x cosh(f32x x) {
+  const f32x a = absolute(x), e = exp(a);
+  return choose(a > splat(20), half_square(a), 0.5f * (e + 1.0f / e));
+}
+LZ_INLINE f32x asinh(f32x x) {
+  const f32x a = absolute(x), z = a * a;
+  const f32x far = log(a) + 0.693147181f, near = log1p(a + z / (1.0f + sqrt(z + 1.0f)));
+  return with_sign_of(choose(a > splat(1e9f), far, near), x);
+}
+LZ_INLINE f32x acosh(f32x x) {
+  const f32x t = choose(x < splat(1), splat(__builtin_nanf("")), x - 1.0f);
+  return choose(x > splat(1e9f), log(x) + 0.693147181f, log1p(t + sqrt(t * (t + 2.0f))));
+}
+LZ_INLINE f32x atanh(f32x x) {
+  const f32x a = absolute(x);
+  return with_sign_of(0.5f * log1p((a + a) / (1.0f - a)), x);
+}
+
+// ---- powers: 2^(b log2 a), the logarithm and the product in double ----
+LZ_INLINE f64x8 log2_of(f64x8 m) {  // of m in [sqrt(1/2), sqrt(2)): 2 atanh((m - 1) / (m + 1)) / ln 2
+  const f64x8 s = (m - 1.0) / (m + 1.0), z = s * s;
+  f64x8 p = z * (1.0 / 15) + 1.0 / 13;
+  for (int i = 11; i > 0; i -= 2) p = p * z + 1.0 / i;
+  return p * s * 2.8853900817779268;
+}
+LZ_INLINE f32x power_of_positive(f32x a, f32x b) {
+  const LogParts parts = log_parts(a);
+  const f32x m = parts.f + 1.0f;
+  f32x8 halves[4], whole[2], rest[2];
+  memcpy(halves, &m, sizeof m);
+  memcpy(halves + 2, &b, sizeof b);
+  f32x8 exponent[2];
+  memcpy(exponent, &parts.e, sizeof parts.e);
+  for (int i = 0; i < 2; i++) {
+    const auto wide = [](f32x8 v) { return __builtin_convertvector(v, f64x8); };
+    f64x8 t = (log2_of(wide(halves[i])) + wide(exponent[i])) * wide(halves[2 + i]);
+    t = t < -160.0 ? f64x8{} - 160.0 : t;
+    t = t > 160.0 ? f64x8{} + 160.0 : t;
+    const f64x8 n = (t + 0x1.8p52) - 0x1.8p52;
+    whole[i] = __builtin_convertvector(n, f32x8);
+    rest[i] = __builtin_convertvector((t - n) * 0.69314718055994531, f32x8);
+  }
+  f32x n, r;
+  memcpy(&n, whole, sizeof n);
+  memcpy(&r, rest, sizeof r);
+  const f32x p = polynomial({1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                             5.0000001201e-1}, r);
+  return times_power_of_2(fma(p, r * r, r) + 1.0f, n);
+}
+LZ_INLINE f32x pow(f32x a, f32x b) {
+  const f32x x = absolute(a), half = b * 0.5f, inf = infinity(a);
+  const i32x grows = (x > splat(1)) == (b > splat(0)), whole = floor(b) == b, odd = whole & (floor(half) != half);
+  const i32x ends = (x == splat(0)) | (x == inf) | (absolute(b) == inf);
+  f32x y = choose(ends, choose(grows, inf, splat(0)), power_of_positive(x, b));
+  y = choose((a != a) | (b != b), a + b, y);
+  y = choose((b == splat(0)) | (a == splat(1)) | ((x == splat(1)) & (absolute(b) == inf)), splat(1), y);
+  y = choose((a < splat(0)) & (x < inf) & (whole == 0) & (b == b), splat(__builtin_nanf("")), y);
+  return choose(odd & ((i32x)a < 0), -y, y);
+}
+
 // ---- sigmoids ----
 LZ_INLINE double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 LZ_INLINE f32x tanh(f32x x) {
   const f32x z = x * x, a = absolute(x);
   const f32x p = polynomial(
       {-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1}, z);
-  const f32x near = fma(p, z * x, x), far = with_sign_of(1.0f - 2.0f / (exp(a + a) + 1.0f), x);
+  const f32x near = fma(p, z * x, x), far = with_sign_of(fma(inverse(exp(minf(splat(20), a + a)) + 1.0f), splat(-2), splat(1)), x);
   return choose(a < splat(0.625f), near, far);
 }
 LZ_INLINE f32x erf(f32x x) {  // N. Juffa's two polynomials, about 1 unit in the last place
@@ -146,7 +275,24 @@ LZ_INLINE f32x erf(f32x x) {  // N. Juffa's two polynomials, about 1 unit in the
                                -6.34846687e-1, -1.28717512e-1}, t);
   return choose(t > splat(0.927734375f), with_sign_of(1.0f - exp(fma(far, t, -t)), x), fma(near, x, x));
 }
-template <class V> LZ_INLINE V gelu(V x) { return x * 0.5f * (1.0f + erf(x * like(x, 0.70710678118654752))); }
+LZ_INLINE f32x square_error(f32x a, f32x square) {  // a² - square, exactly
+#if defined(__FMA__)
+  return fma(a, a, -square);
+#else
+  const f32x high = (f32x)((i32x)a & ~0xfff), low = a - high;
+  return ((high * high - square) + 2.0f * high * low) + low * low;
+#endif
+}
+// x Φ(x). Φ(-a) = e^(-a²/2) Q(1 / (1 + 0.4 a)): Q is our fit of SciPy's erfcx, to 2e-8 of its value, so that the tail is
+// right to 7 units in the last place.
+LZ_INLINE f32x gelu(f32x x) {
+  const f32x a = absolute(x), z = a * a, t = inverse(fma(a, splat(0.4f), splat(1)));
+  const f32x q = polynomial({3.190341032e-2, -1.751270671e-1, 3.783450538e-1, -3.687621314e-1, 1.151236735e-1, -2.451671630e-2,
+                             9.054354421e-2, 1.333050582e-1, 1.596083581e-1, 1.595768239e-1, 0}, t);
+  const f32x e = exp(z * -0.5f), tail = select(e == splat(0), e, fma(square_error(a, z) * -0.5f, e, e) * q);
+  return choose(x < splat(0), x * tail, fma(-minf(splat(30), a), tail, x));
+}
+LZ_INLINE double gelu(double x) { return x * 0.5 * __builtin_erfc(x * -0.70710678118654752); }
 template <class V> LZ_INLINE V gelu_tanh(V x) {  // (1 + tanh u) / 2 is sigmoid(2u)
   return x * sigmoid(x * like(x, 1.5957691216057308) * (1.0f + x * x * like(x, 0.044715)));
 }

@@ -25,6 +25,9 @@ struct Step {
   const double* floats;
 };
 
+static_assert(sizeof(View) == sizeof(lz_array), "a View is an lz_array");
+extern lz_host_call host_call;    // see lz_set_host
+
 class Pool;
 
 // The threads that run a step together. Free of std:: so that it can be included in code for any instruction set.

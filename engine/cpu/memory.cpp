@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -10,7 +11,7 @@
 namespace lz {
 namespace {
 
-constexpr size_t HEADER = 64, HUGE_PAGE = size_t(2) << 20, CACHE_LIMIT = size_t(256) << 20;
+constexpr size_t HEADER = 64, HUGE_PAGE = size_t(2) << 20;
 
 // Sizes are rounded to eighths of a power of two: at most 12 % is wasted and freed blocks find a new use.
 size_t rounded(size_t bytes) {
@@ -34,6 +35,7 @@ void* Memory::take(size_t bytes) {
   if (bytes > SIZE_MAX / 2) return nullptr;
   const size_t size = rounded(bytes + HEADER);
   char* block = nullptr;
+  bool full;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     std::vector<char*>& kept = free_[size];
@@ -42,7 +44,9 @@ void* Memory::take(size_t bytes) {
       kept.pop_back();
       cached_ -= size;
     }
+    full = active_ + cached_ + size > limit_;
   }
+  if (!block && full) clear();
   if (!block) block = from_system(size);
   if (!block) {
     clear();
@@ -61,7 +65,7 @@ void Memory::give(void* pointer) {
   std::memcpy(&size, block, sizeof size);
   std::lock_guard<std::mutex> lock(mutex_);
   active_ -= size;
-  if (cached_ + size > CACHE_LIMIT) return std::free(block);
+  if (cached_ + size > cache_limit_) return std::free(block);
   free_[size].push_back(block);
   cached_ += size;
 }
@@ -77,6 +81,28 @@ void Memory::clear() {
 void Memory::count(uint64_t* active, uint64_t* peak, uint64_t* cached) {
   std::lock_guard<std::mutex> lock(mutex_);
   *active = active_, *peak = peak_, *cached = cached_;
+}
+
+void Memory::reset_peak() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  peak_ = active_;
+}
+
+uint64_t Memory::set_limit(uint64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(limit_, bytes);
+}
+
+uint64_t Memory::set_cache_limit(uint64_t bytes) {
+  uint64_t before;
+  bool full;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    before = std::exchange(cache_limit_, bytes);
+    full = cached_ > bytes;
+  }
+  if (full) clear();
+  return before;
 }
 
 Memory& memory() {

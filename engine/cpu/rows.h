@@ -1,6 +1,6 @@
 // Strided views of any dtype, read and written as runs of plain C numbers. Included by kernels.
 #pragma once
-#include "simd.h"
+#include "complex.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -40,6 +40,13 @@ template <class T, class S> static void load_run(T* to, const char* from, int64_
     if constexpr (Same<T, float>::value && Same<S, bf16>::value)
       for (; k + LANES <= n; k += LANES) store(to + k, load_bf16((const uint16_t*)s + k));
     for (; k < n; k++) to[k] = (T)number(s[k]);
+  } else if (stride == 2) {
+    if constexpr (Same<T, float>::value && Same<S, float>::value)
+      for (; k + LANES < n; k += LANES) {  // the last item read is not the last but one past it
+        const i32x even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+        store(to + k, __builtin_shuffle(loadf(s + 2 * k), loadf(s + 2 * k + LANES), even));
+      }
+    for (; k < n; k++) to[k] = (T)number(s[2 * k]);
   } else if (stride == 0) {
     for (const T x = n ? (T)number(*s) : T(); k < n; k++) to[k] = x;
   } else {
@@ -63,13 +70,13 @@ template <class T> using Load = void (*)(T*, const char*, int64_t, int64_t);
 template <class T> using Store = void (*)(char*, const T*, int64_t, int64_t);
 template <class T> LZ_INLINE Load<T> loader(int dtype) {
 #define LZ_ROW(S) load_run<T, S>,
-  static constexpr Load<T> table[] = {LZ_DTYPES(LZ_ROW)};
+  static constexpr Load<T> table[] = {LZ_DTYPES(LZ_ROW) LZ_ROW(c64)};
 #undef LZ_ROW
   return table[dtype];
 }
 template <class T> LZ_INLINE Store<T> storer(int dtype) {
 #define LZ_ROW(D) store_run<T, D>,
-  static constexpr Store<T> table[] = {LZ_DTYPES(LZ_ROW)};
+  static constexpr Store<T> table[] = {LZ_DTYPES(LZ_ROW) LZ_ROW(c64)};
 #undef LZ_ROW
   return table[dtype];
 }

@@ -23,6 +23,8 @@
 #define LZ_API extern "C" __attribute__((visibility("default")))
 
 namespace lz {
+lz_host_call host_call = nullptr;
+
 namespace {
 
 thread_local std::string error;
@@ -56,6 +58,20 @@ struct State {
   std::atomic<const Isa*> isa{nullptr};
   std::atomic<int> threads{0};     // 0: not chosen yet
   std::unique_ptr<Pool> pool;      // made by the first run
+  void* arena = nullptr;           // of all plans, since one runs at a time: as large as the largest needs
+  size_t arena_bytes = 0;
+
+  void need_arena(size_t bytes) {
+    if (bytes <= arena_bytes) return;
+    drop_arena();
+    if (!(arena = memory().take(bytes)))
+      throw complaint("out of memory: the plan's arena needs %llu bytes", (unsigned long long)bytes);
+    arena_bytes = bytes;
+  }
+  void drop_arena() {
+    if (arena) memory().give(arena);
+    arena = nullptr, arena_bytes = 0;
+  }
 };
 
 State* current = nullptr;
@@ -138,17 +154,15 @@ struct lz_plan {
   std::vector<int64_t> ints, dims, max_dims;
   std::vector<double> floats;
   std::vector<void*> buffers;      // of the latest run; [0] is the arena
+  size_t arena_bytes = 0;
   size_t shared = 0, local = 0;    // workspace bytes
   bool bound = false;              // the views point into `buffers`
   int sized_for = 0;               // threads that `shared` and `local` were computed for
   int64_t bytes = 0;               // that the views of the latest run cover
   double* microseconds = nullptr;
 
-  ~lz_plan() {
-    if (!buffers.empty() && buffers[0]) memory().give(buffers[0]);
-  }
   void set_dims(const int64_t* values);
-  void set_buffers(void* const* pointers);
+  void set_buffers(void* arena, void* const* pointers);
   void size_workspaces(int threads);
   void run(Team& team);
 };
@@ -201,8 +215,9 @@ void lz_plan::set_dims(const int64_t* values) {
   }
 }
 
-void lz_plan::set_buffers(void* const* pointers) {
+void lz_plan::set_buffers(void* arena, void* const* pointers) {
   bound = false;
+  buffers[0] = arena;
   std::copy(pointers + 1, pointers + buffers.size(), buffers.begin() + 1);
   for (size_t i = 0; i < views.size(); i++) {
     char* base = static_cast<char*>(buffers[sources[i].buffer]);
@@ -265,6 +280,8 @@ LZ_API int lz_threads(void) {
   return guarded(0, [] { return chosen_threads(); });
 }
 
+LZ_API void lz_set_host(lz_host_call call) { host_call = call; }
+
 LZ_API int lz_set_threads(int n) {
   return guarded(1, [&] {
     if (n < 0 || n > MOST_THREADS)
@@ -289,7 +306,17 @@ LZ_API void lz_free(void* block) {
 
 LZ_API void lz_memory(uint64_t* active, uint64_t* peak, uint64_t* cached) { memory().count(active, peak, cached); }
 
-LZ_API void lz_clear_cache(void) { memory().clear(); }
+LZ_API void lz_clear_cache(void) {
+  std::lock_guard<std::mutex> lock(state().running);
+  state().drop_arena();
+  memory().clear();
+}
+
+LZ_API void lz_reset_peak(void) { memory().reset_peak(); }
+
+LZ_API uint64_t lz_set_memory_limit(uint64_t bytes) { return memory().set_limit(bytes); }
+
+LZ_API uint64_t lz_set_cache_limit(uint64_t bytes) { return memory().set_cache_limit(bytes); }
 
 LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const int64_t* max_dims, int n_dims,
                         uint64_t arena_bytes) {
@@ -325,20 +352,23 @@ LZ_API lz_plan* lz_load(const lz_step* steps, int n_steps, int n_buffers, const 
       const char* wrong = s.kernel->check ? s.kernel->check(s.step) : nullptr;
       if (wrong) throw complaint("[%s] %s", s.kernel->name, wrong);
     }
-    if (arena_bytes && !(plan->buffers[0] = memory().take(arena_bytes)))
-      throw complaint("out of memory: the plan's arena needs %llu bytes", (unsigned long long)arena_bytes);
+    std::lock_guard<std::mutex> lock(state().running);
+    state().need_arena(plan->arena_bytes = arena_bytes);
     return plan.release();
   });
 }
 
 LZ_API int lz_run(lz_plan* plan, void* const* buffers, const int64_t* dims, double* microseconds) {
   return guarded(1, [&] {
-    std::lock_guard<std::mutex> lock(state().running);
+    State& s = state();
+    std::lock_guard<std::mutex> lock(s.running);
+    s.need_arena(plan->arena_bytes);
     Pool& pool = team();
     if (plan->sized_for != pool.size()) plan->size_workspaces(pool.size());
     if (!std::equal(plan->dims.begin(), plan->dims.end(), dims)) plan->set_dims(dims);
-    if (!plan->bound || !std::equal(plan->buffers.begin() + 1, plan->buffers.end(), buffers + 1))
-      plan->set_buffers(buffers);
+    if (!plan->bound || plan->buffers[0] != s.arena ||
+        !std::equal(plan->buffers.begin() + 1, plan->buffers.end(), buffers + 1))
+      plan->set_buffers(s.arena, buffers);
     plan->microseconds = microseconds;
     const bool alone = pool.size() == 1 || plan->bytes < 64 * 1024;   // too little to be worth waking anybody
     auto job = [](void* p, Team& team) { static_cast<lz_plan*>(p)->run(team); };

@@ -134,6 +134,121 @@ LZ_INLINE f32x sqrt(f32x x) {
   return x;
 #endif
 }
-LZ_INLINE f32x sigmoid(f32x x) { return 1.0f / (1.0f + exp(-x)); }
+LZ_INLINE f32x inverse(f32x x) {  // 1 / x to 1 ulp, for x in [1, 2^126]: faster than a division
+#if defined(__AVX512F__)
+  const f32x r = (f32x)_mm512_rcp14_ps((__m512)x);
+  return fma(r, fma(-x, r, splat(1)), r);
+#else
+  return 1.0f / x;
+#endif
+}
+LZ_INLINE f32x sigmoid(f32x x) { return select(x < splat(-87.0f), splat(0), inverse(1.0f + exp(minf(splat(87.0f), -x)))); }
+
+// bytes, a multiple of 16, past the caches, to an address that is a multiple of 16: what is larger than they are only
+// pushes out what is still needed, and a plain store reads the line first. Then streamed(), before others may read.
+LZ_INLINE void stream(char* to, const void* from, int64_t bytes) {
+  int64_t i = 0;
+#if defined(__SSE2__)
+  const auto some = [&](int64_t end) __attribute__((always_inline)) {
+    for (; i < end; i += 16) _mm_stream_si128((__m128i*)(to + i), load<__m128i>((const char*)from + i));
+  };
+#if defined(__AVX512F__)
+  const int64_t head = -(int64_t)(uintptr_t)to & 63;
+  some(head < bytes ? head : bytes);
+  for (; i + 64 <= bytes; i += 64) _mm512_stream_si512((__m512i*)(to + i), load<__m512i>((const char*)from + i));
+#endif
+  some(bytes);
+#else
+  memcpy(to, from, bytes);
+#endif
+}
+LZ_INLINE void streamed() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+constexpr int64_t STREAMED = 16 << 20;  // bytes of a result from which on it is streamed
+
+// n of 16 lanes from memory, nothing past them is touched; `rest` in the others
+LZ_INLINE f32x load_some(const float* p, int64_t n, float rest) {
+#if defined(__AVX512F__)
+  return (f32x)_mm512_mask_loadu_ps((__m512)splat(rest), (__mmask16)((1u << n) - 1), p);
+#else
+  f32x v = splat(rest);
+  for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+#endif
+}
+LZ_INLINE void store_some(float* p, f32x v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+// Lane r of the result is v[r]'s lanes, folded by `of`.
+template <class F> LZ_INLINE f32x across(const f32x v[LANES], F of) {
+#if defined(__AVX512F__)
+  f32x a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++) {
+    const __m512 x = (__m512)v[2 * i], y = (__m512)v[2 * i + 1];
+    a[i] = of((f32x)_mm512_unpacklo_ps(x, y), (f32x)_mm512_unpackhi_ps(x, y));
+  }
+  for (int i = 0; i < 4; i++) {
+    const __m512 x = (__m512)a[2 * i], y = (__m512)a[2 * i + 1];
+    b[i] = of((f32x)_mm512_shuffle_ps(x, y, 0x44), (f32x)_mm512_shuffle_ps(x, y, 0xee));
+  }
+  const auto halves = [&](f32x x, f32x y) __attribute__((always_inline)) {
+    return of((f32x)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x88), (f32x)_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xdd));
+  };
+  for (int i = 0; i < 2; i++) c[i] = halves(b[2 * i], b[2 * i + 1]);
+  return halves(c[0], c[1]);
+#else
+  f32x result;
+  for (int r = 0; r < LANES; r++) {
+    float lanes[LANES];
+    store(lanes, v[r]);
+    for (int half = LANES / 2; half; half /= 2)
+      for (int j = 0; j < half; j++) lanes[j] = of(lanes[j], lanes[j + half]);
+    result[r] = lanes[0];
+  }
+  return result;
+#endif
+}
+
+// 16 rows x 16 floats -> out[16][16], transposed; strides in floats. Whole cache lines are read at once, for rows a power
+// of two apart share few places in the cache.
+#if defined(__AVX512F__)
+LZ_INLINE void turn(const float* p, int64_t stride, float* out, int64_t step) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(p + i * stride);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {  // a[4 g + c]: column c of each quarter, rows 4 g …
+    const __m512 low = b[i / 4 * 4 + i % 4 / 2], high = b[i / 4 * 4 + i % 4 / 2 + 2];
+    a[i] = i % 2 ? _mm512_shuffle_ps(low, high, 0xee) : _mm512_shuffle_ps(low, high, 0x44);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    const __m512 low = a[i / 4 * 8 + i % 4], high = a[i / 4 * 8 + i % 4 + 4];
+    b[i] = _mm512_shuffle_f32x4(low, high, 0x88);      // quarters 0 and 2 of rows 8 (i / 4) …
+    b[i + 8] = _mm512_shuffle_f32x4(low, high, 0xdd);  // quarters 1 and 3
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    const __m512 low = b[i / 4 * 8 + i % 4], high = b[i / 4 * 8 + i % 4 + 4];
+    float* to = out + i * step;
+    _mm512_storeu_ps(to, _mm512_shuffle_f32x4(low, high, 0x88));
+    _mm512_storeu_ps(to + 8 * step, _mm512_shuffle_f32x4(low, high, 0xdd));
+  }
+}
+#else
+LZ_INLINE void turn(const float* p, int64_t stride, float* out, int64_t step) {
+  for (int r = 0; r < 16; r++)
+    for (int c = 0; c < 16; c++) out[c * step + r] = p[r * stride + c];
+}
+#endif
 
 LZ_NAMESPACE_END

@@ -9,7 +9,7 @@ from lazulite.engine import cpu
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "float16", "float32", "int64", "complex64"])
-@pytest.mark.parametrize("shape, count", [((1, 7, 64), 5), ((3, 5, 1), 9), ((2, 4, 3), 0), ((1, 300, 40), 600)])
+@pytest.mark.parametrize("shape, count", [((1, 7, 64), 5), ((2, 500, 1), 1500), ((2, 4, 3), 0), ((1, 300, 40), 600)])
 def test_take(dtype: str, shape: Any, count: int, isa: str, rng: Any) -> None:
     x = (rng.standard_normal(shape) * 50).astype(dtype)
     index = rng.integers(-shape[1], shape[1], count, dtype=np.int32)

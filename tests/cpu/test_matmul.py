@@ -58,6 +58,42 @@ def test_batches_broadcast(isa, out):
     np.testing.assert_allclose(o, x @ y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(130, 600, 190), (33, 1100, 33), (64, 32, 1000), (300, 40, 70)])
+def test_large_products_on_two_threads(isa, threads, shape, dtype):
+    """Packed for both threads; rows, columns and depth with tails, in every order of memory."""
+    threads(2)
+    rng = np.random.default_rng(2)
+    m, k, n = shape
+    for flags in range(4):
+        a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+        product(isa, a, b, dtype, dtype, flags & 1, flags & 2)
+
+
+def test_batches(isa, threads):
+    """Joined into rows where b is shared; small ones apart, large ones one after the other."""
+    threads(2)
+    rng = np.random.default_rng(3)
+    for a, b in [
+        ((5, 7, 20), (20, 40)),
+        ((2, 3, 7, 20), (3, 20, 40)),
+        ((2, 3, 90, 80), (1, 3, 80, 100)),
+        ((9, 64, 32), (9, 32, 64)),
+    ]:
+        product(isa, rng.standard_normal(a), rng.standard_normal(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_few_rows(isa, threads, rows, dtype):
+    threads(2)
+    rng = np.random.default_rng(4)
+    for flags in range(4):
+        a, b = rng.standard_normal((rows, 203)), rng.standard_normal((203, 1075))
+        product(isa, a, b, dtype, "float32", flags & 1, flags & 2)
+        product(isa, b.T, a.T, dtype, "float32", flags & 1, flags & 2, True)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     isa=st.sampled_from(ISAS), m=st.integers(0, 40), n=st.integers(0, 90), k=st.integers(0, 60),

@@ -59,6 +59,27 @@ def test_softmax_of_large_and_masked_scores(isa: str) -> None:
     np.testing.assert_allclose(out, softmax(x.astype(np.float64)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_very_wide_softmax_is_shared_in_pieces(rows: int, isa: str, threads: Any, rng: Any) -> None:
+    threads(2)
+    x = (rng.standard_normal((rows, (1 << 17) + 21)) * 5).astype(np.float32)
+    x[0, : 1 << 15] = -np.inf  # pieces without any finite score
+    out = np.empty_like(x)
+    cpu.call("softmax", [out], [x], isa=isa)
+    np.testing.assert_allclose(out, softmax(x.astype(np.float64)), rtol=2e-6, atol=1e-12)
+    x[-1, 70_000] = np.nan
+    cpu.call("softmax", [out], [x], isa=isa)
+    assert np.isnan(out[-1]).all() and (rows == 1 or np.isfinite(out[0]).all())
+
+
+def test_results_larger_than_caches(isa: str, threads: Any, rng: Any) -> None:
+    threads(2)
+    x, w = rng.standard_normal((4400, 1004)).astype(np.float32), rng.standard_normal(1004).astype(np.float32)
+    out = np.empty_like(x)
+    cpu.call("rms_norm", [out], [x, w], floats=[EPS], isa=isa)
+    np.testing.assert_allclose(out, rms_norm(x, w), rtol=1e-5, atol=1e-5)
+
+
 def test_a_weight_of_another_size_is_refused() -> None:
     x = np.zeros((2, 8), np.float32)
     with pytest.raises(RuntimeError, match=r"\[rms_norm\] a weight must be \(C\)"):

@@ -64,8 +64,8 @@ def test_bit_equal_to_mlx(isa, bits, group, dtype):
 @settings(max_examples=40, deadline=None)
 @given(
     isa=st.sampled_from(cpu.runtime().isas()), n=st.integers(0, 5), groups=st.integers(1, 5), seed=st.integers(0, 99),
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]), group=st.sampled_from([16, 32, 64, 128]), dtype=st.sampled_from(list(DTYPES)),
-    scale=st.floats(1e-4, 1e3),
+    bits=st.sampled_from([2, 3, 4, 5, 6, 8]), group=st.sampled_from([16, 32, 64, 128]),
+    dtype=st.sampled_from(list(DTYPES)), scale=st.floats(1e-4, 1e3),
 )  # fmt: skip
 def test_round_trip(isa, n, groups, bits, group, dtype, scale, seed):
     groups *= 1 + (groups * group * bits % 32 != 0)  # whole words

@@ -26,6 +26,7 @@ def reduce(op: str, x: Any, axes: tuple[int, ...], isa: str, out_dtype: Any = No
 
 SHAPES = [
     ((7,), (0,)), ((5, 33), (1,)), ((33, 70), (0,)), ((3, 40, 5), (1,)), ((4, 3, 50), (0, 2)), ((2, 3, 4), (0, 1, 2)),
+    ((40, 10), (1,)), ((70, 1023), (1,)), ((131, 20), (0,)), ((3, 70, 37), (1,)), ((3, 20, 4, 18), (1, 2)),
 ]  # fmt: skip
 
 
@@ -44,7 +45,15 @@ def test_value(dtype: str, shape: Any, axes: tuple[int, ...], isa: str, rng: Any
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5, err_msg=op)
 
 
-LARGE = [((300_001,), (0,)), ((3, 100_003), (1,)), ((20_000, 20), (0,)), ((3000, 1500), (0,)), ((40, 5000), (1,))]
+LARGE = [
+    ((300_001,), (0,)),
+    ((7, 9000, 33), (1,)),
+    ((90_000, 3), (1,)),
+    ((3, 100_003), (1,)),
+    ((20_000, 20), (0,)),
+    ((3000, 1500), (0,)),
+    ((40, 5000), (1,)),
+]
 
 
 @pytest.mark.parametrize("shape, axes", LARGE)
@@ -57,7 +66,7 @@ def test_large_sums_are_exact_and_independent_of_threads(
     for n in (1, 2, 3):
         threads(n)
         results.append(reduce("sum", x, axes, isa))
-        assert reduce("argmax", x.T, (0,), isa).tolist() == x.argmax(-1).tolist()
+        assert reduce("argmax", np.moveaxis(x, -1, 0), (0,), isa).tolist() == x.argmax(-1).tolist()
     np.testing.assert_allclose(results[0], wanted, rtol=3e-7)
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
@@ -75,6 +84,18 @@ def test_nan_is_the_largest_and_the_smallest(place: int, isa: str, rng: Any) -> 
     for op in ("max", "min", "sum", "argmax", "argmin"):
         np.testing.assert_allclose(reduce(op, x, (1,), isa), getattr(np, op)(x, axis=1), rtol=1e-5)
         np.testing.assert_allclose(reduce(op, x.T.copy(), (0,), isa), getattr(np, op)(x, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((3000, 40), 0), ((40, 90), 1), ((5, 300, 21), 1), ((60, 12), 1), ((2, 70_000), 1)]
+)
+def test_nan_and_place_in_every_loop(shape: Any, axis: int, isa: str, threads: Any, rng: Any) -> None:
+    threads(2)
+    x = rng.integers(-50, 50, shape).astype(np.float32)  # with equals, of which the first wins
+    for _ in range(2):
+        for op in ("max", "min", "argmax", "argmin"):
+            np.testing.assert_array_equal(reduce(op, x, (axis,), isa), getattr(np, op)(x, axis=axis))
+        x.reshape(-1)[rng.integers(0, x.size, 30)] = np.nan
 
 
 @pytest.mark.parametrize("fill", [-np.inf, np.inf, 0.0])

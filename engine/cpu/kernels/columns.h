@@ -140,6 +140,9 @@ template <bool FULL> LZ_INLINE void columns(const char* p, int64_t stride, int64
 // Columns past count up to a multiple of 8 may be written too, as zeros.
 static inline void columns_f32(int dtype, const char* p, int64_t stride, int64_t count, float* out, int64_t step) {
   const int size = size_of(dtype), each = 16 / size;
+#if defined(__AVX512F__)
+  for (; dtype == LZ_F32 && count >= 16; count -= 16, p += 64, out += 16 * step) turn((const float*)p, stride / 4, out, step);
+#endif
   for (int r = 0; r < LANES; r += W, p += W * stride, out += W)
     for (int64_t c = 0; c < count; c += each) {
       vi z[4];
@@ -160,19 +163,7 @@ static inline void columns_f32(int dtype, const char* p, int64_t stride, int64_t
 // element r of the result is the sum of v[r]'s lanes
 LZ_INLINE f32x sums(const vf v[LANES]) {
 #if defined(__AVX512F__)
-  const auto add = [](__m512 x, __m512 y) { return _mm512_add_ps(x, y); };
-  __m512 a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++) {
-    const __m512 x = (__m512)v[2 * i], y = (__m512)v[2 * i + 1];
-    a[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-  }
-  for (int i = 0; i < 4; i++) {
-    const __m512 x = a[2 * i], y = a[2 * i + 1];
-    b[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
-  }
-  const auto halves = [&](__m512 x, __m512 y) { return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd)); };
-  for (int i = 0; i < 2; i++) c[i] = halves(b[2 * i], b[2 * i + 1]);
-  return (f32x)halves(c[0], c[1]);
+  return across(v, [](f32x x, f32x y) { return x + y; });
 #else
   float lanes[LANES][W], total[LANES];
   memcpy(lanes, v, sizeof lanes);

@@ -6,21 +6,32 @@
 
 LZ_NAMESPACE_BEGIN
 
-// Calls f(i, index) for i in [begin, end), the index resolved into [0, size).
-template <class F>
+// Calls f(i, index) for i in [begin, end), the index resolved into [0, size). All of a block are resolved first, without a
+// branch each, and `ahead` is told of those that come soon.
+template <class F, class Ahead>
 LZ_INLINE void for_indices(const View& idx, int64_t begin, int64_t end, int64_t size, const char* kernel, Team& team,
-                           F f) {
+                           Ahead ahead, F f) {
+  constexpr int64_t BLOCK = 512, AHEAD = 32;
   const Load<int64_t> load = loader<int64_t>(idx.dtype);
   const int64_t stride = idx.strides[0];
-  int64_t block[256];
-  for (int64_t at = begin; at < end; at += 256) {
-    const int64_t n = end - at < 256 ? end - at : 256;
+  int64_t block[BLOCK];
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int64_t n = end - at < BLOCK ? end - at : BLOCK;
     load(block, idx.data + at * stride * ITEM_SIZE[idx.dtype], stride, n);
+    int64_t outside = -1;
     for (int64_t k = 0; k < n; k++) {
-      const int64_t index = block[k] < 0 ? block[k] + size : block[k];
-      if (index < 0 || index >= size)
-        return team.fail("[%s] index %lld is out of range for size %lld", kernel, (long long)block[k], (long long)size);
-      f(at + k, index);
+      const int64_t index = block[k] + (block[k] < 0 ? size : 0);
+      outside = index < 0 || index >= size ? k : outside;
+      block[k] = index;
+    }
+    if (outside >= 0) {
+      const int64_t index = block[outside] < 0 ? block[outside] - size : block[outside];
+      return team.fail("[%s] index %lld is out of range for size %lld", kernel, (long long)index, (long long)size);
+    }
+    for (int64_t k = 0; k < n && k < AHEAD; k++) ahead(block[k]);
+    for (int64_t k = 0; k < n; k++) {
+      if (k + AHEAD < n) ahead(block[k + AHEAD]);
+      f(at + k, block[k]);
     }
   }
 }
@@ -45,9 +56,17 @@ template <class T> static void take_items(const Step& s, Team& team) {
   for (int64_t a = begin / (count ? count : 1); a * count < end; a++) {  // rows a * count + i of the result
     const int64_t first = begin > a * count ? begin - a * count : 0;
     const int64_t last = end < (a + 1) * count ? end - a * count : count;
-    for_indices(idx, first, last, x.shape[1], "take", team, [&](int64_t i, int64_t index) {
-      T* to = out.as<T>() + a * out.strides[0] + i * out.strides[1];
-      const T* from = x.as<T>() + a * x.strides[0] + index * x.strides[1];
+    const T* source = x.as<T>() + a * x.strides[0];
+    T* result = out.as<T>() + a * out.strides[0];
+    const auto ahead = [&](int64_t index) { __builtin_prefetch(source + index * x.strides[1]); };
+    if (columns == 1) {
+      for_indices(idx, first, last, x.shape[1], "take", team, ahead,
+                  [&](int64_t i, int64_t index) { result[i * out.strides[1]] = source[index * x.strides[1]]; });
+      continue;
+    }
+    for_indices(idx, first, last, x.shape[1], "take", team, ahead, [&](int64_t i, int64_t index) {
+      T* to = result + i * out.strides[1];
+      const T* from = source + index * x.strides[1];
       if (block) memcpy(to, from, columns * item);
       else copy_items(to, out.strides[2], from, x.strides[2], columns);
     });
@@ -95,7 +114,8 @@ static void run_quantized_take(const Step& s, Team& team) {
   const Load<float> load = loader<float>(scales.dtype);
   int64_t begin, end;
   team.part(out.shape[0], 1, &begin, &end);
-  for_indices(idx, begin, end, w.shape[0], "quantized_take", team, [&](int64_t i, int64_t index) {
+  const auto ahead = [](int64_t) {};
+  for_indices(idx, begin, end, w.shape[0], "quantized_take", team, ahead, [&](int64_t i, int64_t index) {
     load(scale, scales.data + index * scales.strides[0] * ITEM_SIZE[scales.dtype], scales.strides[1], groups);
     load(bias, biases.data + index * biases.strides[0] * ITEM_SIZE[biases.dtype], biases.strides[1], groups);
     const uint8_t* codes = w.as<uint8_t>() + index * w.strides[0] * 4;

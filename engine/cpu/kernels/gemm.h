@@ -32,23 +32,28 @@ template <int M> static void dense_rows(int dtype, const char* w, int64_t stride
   (dtype == LZ_F32 ? dense_rows<M, LZ_F32> : dtype == LZ_F16 ? dense_rows<M, LZ_F16> : dense_rows<M, LZ_BF16>)(w, stride, K, x, ldx, y);
 }
 
+template <class T> struct Wide { typedef T type __attribute__((vector_size(4 * W))); };
 constexpr int FLOAT_MR = W < 8 ? 4 : 6, FLOAT_NV = W < 16 ? 2 : 4;
-// y[m][0..64) (+)= sum_k x[m][k] panel[k][0..64), MR tokens; `ldp` floats from one k to the next
-template <int MR = FLOAT_MR>
-static void float_tile(const float* panel, int64_t ldp, int64_t K, const float* x, int64_t ldx, float* y, bool add) {
-  constexpr int NV = FLOAT_NV;
-  for (int n = 0; n < 64; n += NV * W) {
-    vf acc[MR][NV];
-    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = add ? load<vf>(y + m * 64 + n + v * W) : vf{}; }); });
+constexpr int PANEL_BYTES = 256;  // 64 floats or 32 doubles
+// y[m][0..columns) (+)= sum_k x[m][k] panel[k][0..columns), MR rows; ldp, ldx and ldy items from one row to the next, ldk
+// from one k of x to the next
+template <int MR = FLOAT_MR, int NV = FLOAT_NV, class T = float>
+static void float_tile(const T* panel, int64_t ldp, int64_t K, const T* x, int64_t ldx, T* y, bool add,
+                       int64_t ldy = PANEL_BYTES / sizeof(T), int columns = PANEL_BYTES / sizeof(T), int64_t ldk = 1) {
+  typedef typename Wide<T>::type V;
+  constexpr int L = 4 * W / sizeof(T);
+  for (int n = 0; n < columns; n += NV * L) {
+    V acc[MR][NV];
+    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = add ? load<V>(y + m * ldy + n + v * L) : V{}; }); });
     for (int64_t k = 0; k < K; k++) {
-      vf w[NV];
-      unrolled<NV>(LZ_LAMBDA(v) { w[v] = load<vf>(panel + k * ldp + n + v * W); });
+      V w[NV];
+      unrolled<NV>(LZ_LAMBDA(v) { w[v] = load<V>(panel + k * ldp + n + v * L); });
       unrolled<MR>(LZ_LAMBDA(m) {
-        const vf a = each(x[m * ldx + k]);
+        const V a = x[m * ldx + k * ldk] - V{};
         unrolled<NV>(LZ_LAMBDA(v) { acc[m][v] = a * w[v] + acc[m][v]; });
       });
     }
-    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { store(y + m * 64 + n + v * W, acc[m][v]); }); });
+    unrolled<MR>(LZ_LAMBDA(m) { unrolled<NV>(LZ_LAMBDA(v) { store(y + m * ldy + n + v * L, acc[m][v]); }); });
   }
 }
 

@@ -5,7 +5,8 @@
 //      biases (N_j, K / group); then [for each j bias_j (N_j)], [residual (T, N) f32]. x may not overlap an output; the
 //      residual may.
 //   ints [n, bits (0 dense, 2, 3, 4, 5, 6, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
-//   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2)
+//   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2),
+//   5 gpt-oss' clamped swish(y0) (y1 + 1)
 //
 // The plain loop: for t, n: y[t][n] = sum_k x[t][k] w[n][k]. Weights are read once from memory whatever T is; a Path
 // says how a block of rows meets a few tokens, by T: rows as they lie (decode), or a panel expanded in the cache.
@@ -218,7 +219,13 @@ static const float* normalized(const Linear& L, int64_t t, float* to) {
   return to;
 }
 
-LZ_INLINE f32x gate(int epilogue, f32x v) { return epilogue == 2 ? v * sigmoid(v) : epilogue == 3 ? gelu(v) : gelu_tanh(v); }
+LZ_INLINE f32x gated(int epilogue, f32x v, f32x up) {
+  if (epilogue == 5) {
+    v = minf(v, splat(7));
+    return v * sigmoid(splat(1.702f) * v) * (minf(maxf(up, splat(-7)), splat(7)) + 1);
+  }
+  return (epilogue == 2 ? v * sigmoid(v) : epilogue == 3 ? gelu(v) : gelu_tanh(v)) * up;
+}
 
 // y[tokens][rows] of weight j (and y1 of the next, if gated) -> out, columns n .. n + columns
 static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n, int64_t columns, int rows, const float* y,
@@ -234,7 +241,7 @@ static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n,
       if (L.gated()) {
         f32x w = loadf(y1 + c);
         if (bias1) w += get_as(bias1->dtype, bias1->data + (n + c) * size_of(bias1->dtype), m);
-        v = gate(L.epilogue, v) * w;
+        v = gated(L.epilogue, v, w);
       }
       if (residual) v += get(residual + c, m);
       put(to + c, v, m);
@@ -358,7 +365,7 @@ static const char* check(const Step& s) {
   if (n < 1 || n > 8) return "wants 1 to 8 weights";
   if (bits && (bits < 2 || bits > 8 || bits == 7)) return "bits must be 0 (dense), 2, 3, 4, 5, 6 or 8";
   if (bits && group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
-  if (epilogue < 0 || epilogue > 4 || (epilogue && n != wants)) return "epilogue 1 wants one weight, 2 to 4 want two";
+  if (epilogue < 0 || epilogue > 5 || (epilogue && n != wants)) return "epilogue 1 wants one weight, 2 to 5 want two";
   const int64_t inputs = 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1);
   if (s.n_in != inputs || s.n_out != (epilogue > 1 ? 1 : n)) return "wants other numbers of inputs and outputs for these integers";
   const Linear L(s);
@@ -376,7 +383,171 @@ static const char* check(const Step& s) {
   return 0;
 }
 
-extern const Kernel linear;
+// experts: y[t] = sum_j share[t][j] down_e(act(gate_e x[t]) up_e x[t]) for e = chosen[t][j], a mixture of experts.
+//
+//   o  (T, C) f32     i  x (T, C) f32, chosen (T, k) i32, share (T, k) f32, gate, up (E, I, C) and down (E, C, I), each a
+//      dense weight or codes, scales and biases as above, then [gate, up, down biases (E, I), (E, I), (E, C)]
+//   ints [bits, group, epilogue (2 to 5), has_bias]
+//
+// The T k pairs are sorted by expert, so that each expert is one linear of the tokens that chose it: twice, then a sum.
+// Only chosen experts' weights are read. Between the three, the pairs' results lie in the shared workspace.
+struct Experts {
+  const View *x, *chosen, *share, *weights[3], *biases[3];
+  int64_t T, k, C, I, E;
+  int bits, group, epilogue, per;
+
+  explicit Experts(const Step& s)
+      : x(s.in), chosen(s.in + 1), share(s.in + 2), biases{}, T(s.in[0].shape[0]), k(s.in[1].shape[1]), C(s.in[0].shape[1]),
+        bits((int)s.ints[0]), group((int)s.ints[1]), epilogue((int)s.ints[2]), per(bits ? 3 : 1) {
+    for (int j = 0; j < 3; j++) weights[j] = s.in + 3 + j * per;
+    for (int j = 0; s.ints[3] && j < 3; j++) biases[j] = s.in + 3 + 3 * per + j;
+    I = weights[0]->shape[1], E = weights[0]->shape[0];
+  }
+  int64_t pairs() const { return T * k; }
+  int64_t acts_row(bool down) const { return round_up(down ? I : C, 64) * 4; }
+  int64_t acts_bytes() const { return (pairs() + 32 * least(E, pairs())) * round_up(C > I ? C : I, 64) * 4; }
+  int64_t* order(char* shared) const { return (int64_t*)shared; }            // pair of each place, sorted by expert
+  int64_t* first(char* shared) const { return order(shared) + pairs(); }     // of each expert's places, E + 1 of them
+  int64_t* place(char* shared) const { return first(shared) + E + 1; }       // of each pair
+  float* hidden(char* shared) const { return (float*)(shared + round_up((2 * pairs() + E + 1) * 8, 64)); }  // (pairs, I)
+  float* parts(char* shared) const { return hidden(shared) + round_up(pairs() * I, 16); }                  // (pairs, C)
+  char* acts(char* shared) const { return (char*)(parts(shared) + round_up(pairs() * C, 16)); }
+  size_t shared_bytes() const { return acts(nullptr) - (char*)nullptr + acts_bytes(); }
+};
+
+// The linear of one expert: gate and up, or down, on `tokens` rows.
+struct One {
+  View views[11];
+  int64_t ints[7];
+  double eps = 0;
+  Linear linear;
+
+  static View part(const View& v, int64_t e) {
+    View r = v;
+    r.data += e * v.strides[0] * (v.dtype == LZ_U32 ? 4 : size_of(v.dtype)), r.ndim = v.ndim - 1;
+    for (int i = 0; i < r.ndim; i++) r.shape[i] = v.shape[i + 1], r.strides[i] = v.strides[i + 1];
+    return r;
+  }
+  static View rows(float* data, int64_t n, int64_t columns) {
+    View r = {(char*)data, LZ_F32, 2, {n, columns}, {columns, 1}};
+    return r;
+  }
+  One(const Experts& X, bool down, int64_t e, int64_t tokens, float* from, float* to)
+      : ints{down ? 1 : 2, X.bits, X.group, 0, down ? 0 : X.epilogue, X.biases[0] != nullptr, 0}, linear(fill(X, down, e, tokens, from, to)) {}
+  Step fill(const Experts& X, bool down, int64_t e, int64_t tokens, float* from, float* to) {
+    int n = 0;
+    views[n++] = rows(to, tokens, down ? X.C : X.I);
+    views[n++] = rows(from, tokens, down ? X.I : X.C);
+    for (int j = down ? 2 : 0; j < (down ? 3 : 2); j++)
+      for (int p = 0; p < X.per; p++) views[n++] = part(X.weights[j][p], e);
+    for (int j = down ? 2 : 0; X.biases[0] && j < (down ? 3 : 2); j++) views[n++] = part(*X.biases[j], e);
+    return {views, views + 1, 1, n - 1, 7, 1, ints, &eps};
+  }
+};
+
+// Every thread has the experts' linears in the same order; runs of blocks are taken as threads come.
+static void run_linears(const Experts& X, Team& team, bool down) {
+  const int64_t *first = X.first(team.shared), *order = X.order(team.shared), row = X.acts_row(down);
+  float *from = X.hidden(team.shared), *to = down ? X.parts(team.shared) : from;
+  const auto each = [&](auto fn) {  // (linear, its path, its activations, first place)
+    int64_t used = 0;
+    for (int64_t e = 0; e < X.E; e++) {
+      const int64_t begin = first[e], n = first[e + 1] - begin;
+      if (!n) continue;
+      const One one(X, down, e, n, from + begin * (down ? X.I : 0), to + begin * (down ? X.C : X.I));
+      fn(one.linear, choose(one.linear), X.acts(team.shared) + (begin + 32 * used++) * row, begin);
+    }
+  };
+  int64_t mine, last;
+  team.part(X.pairs(), 1, &mine, &last);
+  each([&](const Linear& L, const Path& path, char* acts, int64_t begin) {
+    const int64_t end = least(begin + L.T, last);
+    for (int64_t i = mine > begin ? mine : begin; i < end; i++) {
+      const float* x = down ? from + i * X.I : X.x->as<float>() + order[i] / X.k * X.x->strides[0];
+      path.encode(L, x, acts, i - begin);
+    }
+  });
+  team.barrier();
+  int64_t done = 0, next = team.take(1);  // runs before this expert's, and the run that is mine
+  each([&](const Linear& L, const Path& path, char* acts, int64_t) {
+    const int64_t blocks = blocks_of(L, path, 0), most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
+    const int64_t some = path.still ? 8 : most, runs = (blocks + some - 1) / some;
+#if defined(__AMX_BF16__)
+    const bool amx = path.tokens == AMX_TOKENS && next - done < runs;
+    if (amx) amx_begin();
+#endif
+    for (; next - done < runs; next = team.take(1))
+      for (int64_t i = (next - done) * some, end = least(i + some, blocks); i < end; i += most)
+        multiply(L, path, acts, team.local + L.acts_bytes(4), i, least(i + most, end));
+#if defined(__AMX_BF16__)
+    if (amx) _tile_release();
+#endif
+    done += runs;
+  });
+  team.barrier();
+}
+
+static void run_experts(const Step& step, Team& team) {
+  const Experts X(step);
+  if (!X.T) return;
+  const int32_t* chosen = X.chosen->as<int32_t>();
+  const auto expert = [&](int64_t pair) { return (int64_t)chosen[pair / X.k * X.chosen->strides[0] + pair % X.k * X.chosen->strides[1]]; };
+  for (int64_t p = 0; p < X.pairs(); p++)
+    if (expert(p) < 0 || expert(p) >= X.E) return team.fail("[experts] token %d chose expert %d of %d", (int)(p / X.k), (int)expert(p), (int)X.E);
+  if (team.id == 0) {  // a counting sort
+    int64_t *first = X.first(team.shared), *order = X.order(team.shared), *place = X.place(team.shared);
+    memset(first, 0, (X.E + 1) * 8);
+    for (int64_t p = 0; p < X.pairs(); p++) first[expert(p) + 1]++;
+    for (int64_t e = 0; e < X.E; e++) first[e + 1] += first[e];
+    for (int64_t p = 0; p < X.pairs(); p++) order[place[p] = first[expert(p)]++] = p;
+    for (int64_t e = X.E; e > 0; e--) first[e] = first[e - 1];
+    first[0] = 0;
+  }
+  team.barrier();
+  run_linears(X, team, false);
+  run_linears(X, team, true);
+  int64_t t, end;
+  team.part(X.T, 1, &t, &end);
+  for (; t < end; t++) {
+    float* y = step.out->as<float>() + t * step.out->strides[0];
+    for (int64_t j = 0; j < X.k; j++) {
+      const f32x share = splat(X.share->as<float>()[t * X.share->strides[0] + j * X.share->strides[1]]);
+      const float* from = X.parts(team.shared) + X.place(team.shared)[t * X.k + j] * X.C;
+      over(X.C, LZ_LAMBDA2(c, n) { put(y + c, j ? fma(get(from + c, n), share, get(y + c, n)) : get(from + c, n) * share, n); });
+    }
+  }
+}
+
+static size_t shared_experts(const Step& step, int) { return Experts(step).shared_bytes(); }
+static size_t local_experts(const Step& step, int) {
+  const Experts X(step);
+  size_t most = 0;
+  for (int down = 0; down < 2; down++) {
+    const One one(X, down, 0, 1, nullptr, nullptr);
+    const size_t bytes = one.linear.acts_bytes(4) + MOST_BLOCKS * (one.linear.panel_bytes() + one.linear.tail_bytes());
+    most = bytes > most ? bytes : most;
+  }
+  return most;
+}
+
+static const char* check_experts(const Step& s) {
+  if (s.n_int != 4 || s.n_out != 1) return "wants 4 integers and one output";
+  const int64_t per = s.ints[0] ? 3 : 1;
+  if (s.n_in != 3 + 3 * per + 3 * (s.ints[3] != 0)) return "wants other numbers of inputs for these integers";
+  const Experts X(s);
+  if (s.ints[2] < 2 || s.ints[2] > 5) return "epilogue must be 2 to 5";
+  if (X.x->dtype != LZ_F32 || X.share->dtype != LZ_F32 || X.chosen->dtype != LZ_I32) return "wants x and share float32, chosen int32";
+  if (s.out->shape[1] != X.C || X.weights[2]->shape[1] != X.C || X.weights[1]->shape[1] != X.I || X.weights[2]->shape[0] != X.E)
+    return "the experts' sizes differ from one another or from x's";
+  for (int down = 0; down < 2; down++) {
+    One one(X, down, 0, 1, nullptr, nullptr);
+    if (const char* what = check(one.fill(X, down, 0, 1, nullptr, nullptr))) return what;
+  }
+  return 0;
+}
+
+extern const Kernel linear, experts;
 const Kernel linear = {"linear", run, shared, local, check};
+const Kernel experts = {"experts", run_experts, shared_experts, local_experts, check_experts};
 
 LZ_NAMESPACE_END

@@ -5,6 +5,7 @@
 #endif
 LZ_KERNEL(elementwise)        // elementwise.cpp
 LZ_KERNEL_AMX(linear)         // linear.cpp
+LZ_KERNEL_AMX(experts)        // linear.cpp
 LZ_KERNEL(rope)               // rope.cpp
 LZ_KERNEL(rope_append)        // rope.cpp
 LZ_KERNEL_AMX(paged_attention) // attention.cpp
@@ -15,6 +16,22 @@ LZ_KERNEL(quantized_take)     // gather.cpp
 LZ_KERNEL(softmax)            // norm.cpp
 LZ_KERNEL(rms_norm)           // norm.cpp
 LZ_KERNEL(layer_norm)         // norm.cpp
-LZ_KERNEL(matmul)             // matmul.cpp
+LZ_KERNEL_AMX(matmul)         // matmul.cpp
 LZ_KERNEL(quantize)           // quantize.cpp
 LZ_KERNEL(dequantize)         // quantize.cpp
+LZ_KERNEL(random)             // random.cpp
+LZ_KERNEL(host)               // host.cpp
+LZ_KERNEL(scatter)            // scatter.cpp
+LZ_KERNEL(take_along)         // scatter.cpp
+LZ_KERNEL(softmax_grad)       // gradients.cpp
+LZ_KERNEL(rms_norm_grad)      // gradients.cpp
+LZ_KERNEL(layer_norm_grad)    // gradients.cpp
+LZ_KERNEL(cross_entropy_lse)  // cross_entropy.cpp
+LZ_KERNEL(cross_entropy_grad) // cross_entropy.cpp
+LZ_KERNEL(attention_lse)      // attention_dense.cpp
+LZ_KERNEL(attention_grad)     // attention_dense.cpp
+LZ_KERNEL(sort)               // sort.cpp
+LZ_KERNEL(argsort)            // sort.cpp
+LZ_KERNEL(scan)               // scan.cpp
+LZ_KERNEL(conv)               // conv.cpp
+LZ_KERNEL(gather_mm)          // grouped.cpp

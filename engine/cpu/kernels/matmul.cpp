@@ -2,16 +2,23 @@
 //
 //   o, a, b  f32, f16 or bf16 in any mixture, sums in f32; or all f64. ints [], floats []
 //
-// The plain loop: for m, n: o[m][n] = sum_k a[m][k] b[k][n]. The fast one takes MB x 64 outputs at a time and KC of K:
-// b becomes an f32 panel[KC][64], a an f32 block[MB][KC], and float_tile multiplies them from the second-level cache.
-// A few rows of a against a b that lies along k (a vector times a matrix) are dots of rows as they lie: b is read once.
+// The plain loop: for m, n: o[m][n] = sum_k a[m][k] b[k][n]. The fast one has a unit of work of at most MB rows and a
+// panel of columns. What the tiles cannot read as it lies is packed: of a large product once for all threads (Packed), of
+// many small ones by whoever multiplies. bf16 times bf16 is multiplied in pairs, by AMX tiles or vdpbf16ps; floats are sums
+// of three bf16 to AMX tiles, three times as fast as vectors of floats and as exact.
+// A vector times a matrix reads the matrix once, as it lies.
+#pragma GCC diagnostic ignored "-Wunused-function"  // of amx.h
+#include "amx.h"
 #include "gemm.h"
 
 LZ_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int MB = 96, KC = 512, NB = 64;
+constexpr int64_t MB = 96, KC = 128, PIECE = 256;  // rows of a unit, depth of a panel in the first-level cache, depth packed at once
+constexpr int64_t SHARED = 8 << 20;                // bytes, at most, of what is packed of a or b (or one panel)
+constexpr int64_t FEW_K = 16384, WIDE = 512;                    // columns of a unit of few rows
+constexpr int64_t SMALL = 1 << 19;                 // products of a matrix that one thread does alone, where there are many
 
 struct Matrix {
   char* data;
@@ -19,50 +26,73 @@ struct Matrix {
   int64_t row, column;  // strides in elements
   char* at(int64_t r, int64_t c) const { return data + (r * row + c * column) * size_of(dtype); }
 };
-
-Matrix matrix_of(const View& v, int64_t batch, const View& out) {
-  int64_t offset = 0;
-  for (int i = out.ndim - 3, j = v.ndim - 3; i >= 0; i--, j--) {
-    if (j >= 0 && v.shape[j] > 1) offset += batch % out.shape[i] * v.strides[j];
-    batch /= out.shape[i];
-  }
-  return {v.data + offset * size_of(v.dtype), v.dtype, v.strides[v.ndim - 2], v.strides[v.ndim - 1]};
-}
 Matrix transposed(const Matrix& m) { return {m.data, m.dtype, m.column, m.row}; }
 
-float number(const Matrix& m, int64_t r, int64_t c) {
+// The step's sizes and matrices, turned so that N > 4 or M <= 4, batch axes that only lengthen a taken into M.
+struct Product {
+  View o, a, b;
+  int64_t M, N, K, batches = 1;
+  bool turned;
+  explicit Product(const Step& s) : o(s.out[0]), a(s.in[0]), b(s.in[1]) {
+    while (o.ndim > 2 && (b.ndim < 3 || b.shape[b.ndim - 3] == 1 || !b.strides[b.ndim - 3]) && joins(a) && joins(o)) {
+      join(a, a.shape[a.ndim - 3]), join(o, o.shape[o.ndim - 3]);
+      if (b.ndim > 2) join(b, 1);
+    }
+    M = o.shape[o.ndim - 2], N = o.shape[o.ndim - 1], K = a.shape[a.ndim - 1];
+    for (int i = 0; i < o.ndim - 2; i++) batches *= o.shape[i];
+    turned = N < M && N <= 4;  // a matrix times a vector: (b^T a^T)^T
+    if (turned) { const int64_t m = M; M = N, N = m; }
+  }
+  bool joins(const View& v) const {
+    const int i = v.ndim - 3;
+    return i >= 0 && v.shape[i] == o.shape[o.ndim - 3] && (v.shape[i] == 1 || v.strides[i] == v.strides[i + 1] * v.shape[i + 1]);
+  }
+  static void join(View& v, int64_t times) {
+    const int i = v.ndim-- - 3;
+    v.shape[i] = times * v.shape[i + 1], v.strides[i] = v.strides[i + 1];
+    v.shape[i + 1] = v.shape[i + 2], v.strides[i + 1] = v.strides[i + 2];
+  }
+  Matrix matrix(const View& v, int64_t batch) const {
+    int64_t offset = 0;
+    for (int i = o.ndim - 3, j = v.ndim - 3; i >= 0; i--, j--) {
+      if (j >= 0 && v.shape[j] > 1) offset += batch % o.shape[i] * v.strides[j];
+      batch /= o.shape[i];
+    }
+    const Matrix m = {v.data + offset * size_of(v.dtype), v.dtype, v.strides[v.ndim - 2], v.strides[v.ndim - 1]};
+    return turned ? transposed(m) : m;
+  }
+  Matrix left(int64_t batch) const { return matrix(turned ? b : a, batch); }
+  Matrix right(int64_t batch) const { return matrix(turned ? a : b, batch); }
+};
+
+template <class T> T item(const Matrix& m, int64_t r, int64_t c) {
   const char* p = m.at(r, c);
-  return m.dtype == LZ_F32 ? *(const float*)p : m.dtype == LZ_F16 ? f16_to_f32(*(const uint16_t*)p) : bf16_to_f32(*(const uint16_t*)p);
-}
-
-// rows x columns of m from (r, c) on -> f32, `step` floats a row; what lies between them and `most` rows of whole lanes is zero
-void pack(const Matrix& m, int64_t r, int64_t c, int64_t rows, int64_t columns, int64_t most, float* to, int64_t step) {
-  for (int64_t i = 0; i < most; i++, to += step) {
-    if (i >= rows) {
-      memset(to, 0, round_up(columns, LANES) * 4);
-    } else if (m.column == 1) {
-      over(columns, LZ_LAMBDA2(k, n) { store(to + k, get_as(m.dtype, m.at(r + i, c + k), n)); });
-    } else {
-      memset(to + columns / LANES * LANES, 0, columns % LANES ? LANES * 4 : 0);
-      for (int64_t k = 0; k < columns; k++) to[k] = number(m, r + i, c + k);
-    }
+  switch (m.dtype) {
+    case LZ_F64: return (T) * (const double*)p;
+    case LZ_F32: return *(const float*)p;
+    case LZ_F16: return f16_to_f32(*(const uint16_t*)p);
+    default: return bf16_to_f32(*(const uint16_t*)p);
   }
 }
 
-// b from (k, n) on -> panel[depth][64], zeros past the last column
-void pack_panel(const Matrix& b, int64_t k, int64_t n, int64_t depth, int64_t columns, float* panel) {
-  if (b.row != 1) {
-    if (columns < NB) memset(panel, 0, depth * NB * 4);
-    return pack(b, k, n, depth, columns, depth, panel, NB);
+// rows x columns of m from (r, c) on -> to[rows][step]. Whole lanes are written, and up to 8 rows past the last.
+void pack(const Matrix& m, int64_t r, int64_t c, int64_t rows, int64_t columns, float* to, int64_t step) {
+  int64_t done = 0;
+  if (m.column == 1) {
+    const bool plain = m.dtype == LZ_F32 && columns % LANES == 0;
+    for (int64_t i = 0; i < rows; i++)
+      if (plain) for (int64_t k = 0; k < columns; k += LANES) store(to + i * step + k, loadf((const float*)m.at(r + i, c) + k));
+      else over(columns, LZ_LAMBDA2(k, n) { store(to + i * step + k, get_as(m.dtype, m.at(r + i, c + k), n)); });
+    return;
   }
-  for (int64_t c = 0; c < NB; c += LANES) {
-    if (c + LANES <= columns) {
-      columns_f32(b.dtype, b.at(k, n + c), b.column * size_of(b.dtype), depth, panel + c, NB);
-    } else {
-      for (int64_t i = 0; i < depth; i++)
-        for (int64_t l = c; l < c + LANES; l++) panel[i * NB + l] = l < columns ? number(b, k + i, n + l) : 0;
-    }
-  }
+  if (m.row == 1)
+    for (; done + LANES <= columns; done += LANES) columns_f32(m.dtype, m.at(r, c + done), m.column * size_of(m.dtype), rows, to + done, step);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t k = done; k < columns; k++) to[i * step + k] = item<float>(m, r + i, c + k);
+}
+void pack(const Matrix& m, int64_t r, int64_t c, int64_t rows, int64_t columns, double* to, int64_t step) {
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t k = 0; k < columns; k++) to[i * step + k] = item<double>(m, r + i, c + k);
 }
 
 void write(const Matrix& o, int64_t r, int64_t c, f32x v, int64_t n) {
@@ -73,81 +103,449 @@ void write(const Matrix& o, int64_t r, int64_t c, f32x v, int64_t n) {
   if (o.column == 1) memcpy(o.at(r, c), halves, n * 2);
   else for (int i = 0; i < n; i++) memcpy(o.at(r, c + i), o.dtype == LZ_F32 ? (char*)&v + 4 * i : (char*)(halves + i), size_of(o.dtype));
 }
-
-struct Work { float *block, *panel, *sums; };  // [MB][KC], [KC + 8][64], [MB][64]
-
-// o[m .. m + rows][n .. n + columns], all of K
-void product(const Matrix& a, const Matrix& b, const Matrix& o, int64_t K, int64_t m, int64_t n, int64_t rows, int64_t columns, Work w) {
-  for (int64_t k = 0; k == 0 || k < K; k += KC) {
-    const int64_t depth = least(K - k, KC);
-    pack(a, m, k, rows, depth, round_up(rows, FLOAT_MR), w.block, KC);
-    const bool direct = b.dtype == LZ_F32 && b.column == 1 && columns == NB && rows <= FLOAT_MR;
-    if (!direct) pack_panel(b, k, n, depth, columns, w.panel);
-    for (int64_t i = 0; i < rows; i += FLOAT_MR) {
-      const auto tile = rows - i == 1 ? float_tile<1> : rows - i == 2 ? float_tile<2> : float_tile<FLOAT_MR>;
-      tile(direct ? (float*)b.at(k, n) : w.panel, direct ? b.row : NB, depth, w.block + i * KC, KC, w.sums + i * NB, k);
-    }
-  }
-  for (int64_t i = 0; i < rows; i++) over(columns, LZ_LAMBDA2(c, l) { write(o, m + i, n + c, loadf(w.sums + i * NB + c), l); });
+void write_row(const Matrix& o, int64_t r, int64_t c, const float* y, int64_t n) {
+  over(n, LZ_LAMBDA2(k, l) { write(o, r, c + k, loadf(y + k), l); });
+}
+void write_row(const Matrix& o, int64_t r, int64_t c, const double* y, int64_t n) {
+  for (int64_t k = 0; k < n; k++) *(double*)o.at(r, c + k) = y[k];
 }
 
-// up to 4 rows of a, packed in w.block, against 16 columns of b that lie along k
-void dots(const Matrix& b, const Matrix& o, int64_t K, int64_t n, int64_t rows, Work w) {
-  alignas(64) float y[4 * LANES];
-  const auto tile = rows == 1 ? dense_rows<1> : rows == 2 ? dense_rows<2> : dense_rows<4>;
-  tile(b.dtype, b.at(0, n), b.column * size_of(b.dtype), K, w.block, round_up(K, LANES), y);
-  for (int64_t i = 0; i < rows; i++) write(o, i, n, loadf(y + i * LANES), LANES);
+// y[rows][step] -> o from (r, c) on
+template <class T> void write_block(const Matrix& o, int64_t r, int64_t c, int64_t rows, int64_t columns, const T* y, int64_t step) {
+#if defined(__AVX512BF16__)
+  if (o.dtype == LZ_BF16 && o.column == 1 && columns % LANES == 0) {
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t k = 0; k < columns; k += LANES) store(o.at(r + i, c) + k * 2, _mm512_cvtneps_pbh((__m512)load<vf>(y + i * step + k)));
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < rows; i++) write_row(o, r + i, c, y + i * step, columns);
 }
 
-void run_f64(const Step& s, Team& team) {
-  const View &o = s.out[0], &a = s.in[0], &b = s.in[1];
-  const int64_t M = o.shape[o.ndim - 2], N = o.shape[o.ndim - 1], K = a.shape[a.ndim - 1];
-  int64_t rows = M, begin, end;
-  for (int i = 0; i < o.ndim - 2; i++) rows *= o.shape[i];
-  team.part(rows, 1, &begin, &end);
-  for (int64_t i = begin; i < end; i++) {
-    const Matrix to = matrix_of(o, i / M, o), x = matrix_of(a, i / M, o), y = matrix_of(b, i / M, o);
-    for (int64_t n = 0; n < N; n++) {
-      double sum = 0;
-      for (int64_t k = 0; k < K; k++) sum += *(double*)x.at(i % M, k) * *(double*)y.at(k, n);
-      *(double*)to.at(i % M, n) = sum;
+// A unit of work: rows m … of a, columns n … of b, and their packed forms where there are such.
+struct Unit {
+  Matrix a, b, o;
+  int64_t K, m, n, rows, columns;
+  char *a_packed, *b_packed, *local;
+};
+
+// Products of floats or doubles. Packed a: strips [depth][ROWS]; packed b: panels [depth][NB].
+template <class T> struct Floats {
+  static constexpr int DTYPE = sizeof(T) == 4 ? LZ_F32 : LZ_F64, NB = PANEL_BYTES / sizeof(T), ROWS = 48, ITEM = sizeof(T), TALL = MB;
+  static constexpr int64_t LOCAL = ((MB + 8) * KC + (KC + 8) * NB + MB * NB) * ITEM;
+  static int64_t depth(int64_t K) { return round_up(K, 64) + 8; }
+  static bool as_it_lies(const Matrix& m) { return m.dtype == DTYPE && m.column == 1; }
+  static bool shares_a(const Matrix& a) {  // a transposed one is read as it lies if some of its rows are in a page
+    return !as_it_lies(a) && !(as_it_lies(transposed(a)) && a.column <= 4 * NB);
+  }
+  static bool shares_b(int64_t M) { return M > MB; }
+  static int width(int64_t columns) { return columns <= NB / 2 ? NB / 2 : NB; }
+  static void pack_panel(const Matrix& b, int64_t k, int64_t n, int64_t rows, int64_t columns, T* to) {
+    if (columns < width(columns)) memset(to, 0, rows * PANEL_BYTES);
+    pack(b, k, n, rows, columns, to, NB);
+  }
+  static void pack_a(const Matrix& a, int64_t, int64_t m, int64_t rows, int64_t k, int64_t n, char* to) {
+    pack(transposed(a), k, m, n, rows, (T*)to + k * ROWS, ROWS);
+  }
+  static void pack_b(const Matrix& b, int64_t, int64_t n, int64_t columns, int64_t k, int64_t rows, char* to) {
+    pack_panel(b, k, n, rows, columns, (T*)to + k * NB);
+  }
+  static constexpr int NARROW_MR = W < 16 ? FLOAT_MR : 12;  // rows of a tile of half a panel
+  template <int MR, int NV> static auto tile(int64_t rows) {
+    return rows == MR ? float_tile<MR, NV, T> : rows == 4 ? float_tile<4, NV, T> : rows == 2 ? float_tile<2, NV, T> : float_tile<1, NV, T>;
+  }
+  static void multiply(const Unit& u) {
+    const Matrix &a = u.a, &b = u.b, &o = u.o;
+    T *block = (T*)u.local, *panel = block + (MB + 8) * KC, *sums = panel + (KC + 8) * NB;
+    const int wide = width(u.columns);
+    const bool whole = u.columns == wide, straight = whole && as_it_lies(o), a_lies = !shares_a(a);
+    const bool near = as_it_lies(b) && whole && (u.rows <= 2 * FLOAT_MR || b.row <= 4 * NB);  // some rows of b in a page
+    T* y = straight ? (T*)o.at(u.m, u.n) : sums;
+    const int64_t ldy = straight ? o.row : NB, MR = wide == NB ? FLOAT_MR : NARROW_MR;
+    for (int64_t k = 0; k == 0 || k < u.K; k += KC) {
+      const int64_t n = least(u.K - k, KC), deep = u.a_packed ? depth(u.K) : KC;
+      const T *x = u.a_packed ? (T*)u.a_packed + k * ROWS : block, *p = panel;
+      int64_t ldp = NB;
+      if (!a_lies && !u.a_packed)
+        for (int64_t i = 0; i < u.rows; i += ROWS) pack(transposed(a), k, u.m + i, n, least(u.rows - i, ROWS), block + i * KC, ROWS);
+      if (u.b_packed) p = (T*)u.b_packed + k * NB;
+      else if (near) p = (T*)b.at(k, u.n), ldp = b.row;
+      else pack_panel(b, k, u.n, n, u.columns, panel);
+      for (int64_t i = 0, r; i < u.rows; i += r) {
+        const int64_t left = u.rows - i;
+        r = left >= MR ? MR : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const auto run = wide == NB ? tile<FLOAT_MR, FLOAT_NV>(r) : tile<NARROW_MR, 2>(r);
+        if (a_lies) run(p, ldp, n, (T*)a.at(u.m + i, k), a.row, y + i * ldy, k, ldy, wide, a.column);
+        else run(p, ldp, n, x + i / ROWS * ROWS * deep + i % ROWS, 1, y + i * ldy, k, ldy, wide, ROWS);
+      }
+    }
+    if (!straight) write_block(o, u.m, u.n, u.rows, u.columns, sums, NB);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Products of bf16, two at a time. Packed a: 32 rows as [K / 32][32][32]; packed b: 64 columns as two panels
+// [K / 32][2][16 pairs of k][16 columns][2]. What lies past an end is zero.
+struct Pairs {
+  static constexpr int NB = 64, ROWS = 32, ITEM = 2, TALL = 512;  // b is read again for every strip of TALL rows
+  static bool takes(const Product& p) { return p.M > 4 && p.a.dtype == LZ_BF16 && p.b.dtype == LZ_BF16; }
+  static int64_t depth(int64_t K) { return round_up(K, 32); }
+  static bool shares_a(const Matrix&) { return true; }
+  static bool shares_b(int64_t) { return true; }
+  static uint32_t bits(const Matrix& m, int64_t r, int64_t c, int64_t rows, int64_t columns) {
+    return r < rows && c < columns ? *(const uint16_t*)m.at(r, c) : 0;
+  }
+  // 32 rows x 16 columns of m from (k, n) on -> to[16 pairs of rows][16 columns][2]
+  static void pairs(const Matrix& m, int64_t k, int64_t n, int64_t rows, int64_t columns, uint32_t* to) {
+    const bool whole = k + 32 <= rows && n + 16 <= columns;
+    if (whole && m.row == 1) {
+      for (int i = 0; i < 16; i += 4) {
+        vi z[4];
+        LZ_ISA::columns<true>(m.at(k + 2 * i, n), m.column * 2, 16, z);
+        for (int j = 0; j < 4; j++) store(to + (i + j) * 16, z[j]);
+      }
+    } else if (whole && m.column == 1) {
+      alignas(64) static constexpr uint16_t TURNS[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+                                                         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+      const auto row = [&](int64_t r) { return _mm512_castsi256_si512(load<__m256i>(m.at(k + r, n))); };
+      for (int i = 0; i < 16; i++) store(to + i * 16, _mm512_permutex2var_epi16(row(2 * i), _mm512_load_si512(TURNS), row(2 * i + 1)));
+    } else {
+      for (int i = 0; i < 256; i++) {
+        const int64_t r = k + i / 16 * 2, c = n + i % 16;
+        to[i] = bits(m, r, c, rows, columns) | bits(m, r + 1, c, rows, columns) << 16;
+      }
     }
   }
+  static void pack_b(const Matrix& b, int64_t K, int64_t n, int64_t columns, int64_t k, int64_t rows, char* to) {
+    for (int64_t i = k; i < k + rows; i += 32)
+      for (int64_t c = 0; c < round_up(columns, 32); c += 16)
+        pairs(b, i, n + c, K, n + columns, (uint32_t*)(to + c / 32 * depth(K) * 64 + i / 32 * 2048 + c % 32 * 64));
+  }
+  static void pack_a(const Matrix& a, int64_t K, int64_t m, int64_t rows, int64_t k, int64_t n, char* to) {
+    for (int64_t i = k; i < k + n; i += 32)
+      for (int r = 0; r < ROWS; r += 16) {
+        char* block = to + i / 32 * 2048 + r * 64;
+        if (a.column == 1 && i + 32 <= K && r + 16 <= rows) {
+          for (int j = 0; j < 16; j++) memcpy(block + j * 64, a.at(m + r + j, i), 64);
+          continue;
+        }
+        alignas(64) uint32_t turned[256];
+        pairs(transposed(a), i, m + r, K, m + rows, turned);
+        for (int j = 0; j < 16; j += 4) {
+          vi z[4];
+          columns<true>((const char*)(turned + j), 64, 16, z);
+          for (int l = 0; l < 4; l++) store(block + (j + l) * 64, z[l]);
+        }
+      }
+  }
+#if defined(__AMX_BF16__)
+  static constexpr auto tile = amx_tile<false>;
+#else
+  static void tile(const uint32_t* panel, int64_t K, const char* acts, bool, int64_t, float* y, bool add) {  // as amx_tile
+    for (int m = 0; m < 32; m += 8) {
+      vf acc[8][2];
+      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { acc[i][v] = add ? loadf(y + (m + i) * 32 + v * 16) : vf{}; }); });
+      const uint32_t* w = panel;
+      const int32_t* x = (const int32_t*)acts + m * 16;
+      for (int64_t k = 0; k < K; k += 32, w += 512, x += 512)
+        for (int p = 0; p < 16; p++) {
+          const __m512bh w0 = (__m512bh)load<vi>(w + p * 16), w1 = (__m512bh)load<vi>(w + 256 + p * 16);
+          unrolled<8>(LZ_LAMBDA(i) {
+            const __m512bh a = (__m512bh)(vi{} + x[i * 16 + p]);
+            acc[i][0] = (vf)_mm512_dpbf16_ps((__m512)acc[i][0], a, w0);
+            acc[i][1] = (vf)_mm512_dpbf16_ps((__m512)acc[i][1], a, w1);
+          });
+        }
+      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { store(y + (m + i) * 32 + v * 16, acc[i][v]); }); });
+    }
+  }
+#endif
+  static void multiply(const Unit& u) {
+    float* y = (float*)u.local;  // [32][32]
+    for (int64_t c = 0; c < u.columns; c += 32)
+      for (int64_t r = 0; r < u.rows; r += 32) {
+        const int64_t rows = least(u.rows - r, 32);
+        tile((const uint32_t*)(u.b_packed + c * depth(u.K) * 2), depth(u.K), u.a_packed + r * depth(u.K) * 2, rows <= 16, 0, y, false);
+        write_block(u.o, u.m + r, u.n + c, rows, least(u.columns - c, 32), y, 32);
+      }
+  }
+};
+#endif
+
+#if defined(__AMX_BF16__)
+// Products of floats by tiles of bf16: x = high + middle + low, eight bits each and exact, and of the nine products the six
+// that float32 can see. Packed a: 32 rows as [K / 32][3][32][32]; packed b: 64 columns as two panels
+// [K / 32][3][2][16 pairs of k][16 columns][2].
+struct Triples {
+  static constexpr int NB = 64, ROWS = 32, ITEM = 6, TALL = MB, PLANE = 2048, BLOCK = 3 * PLANE;
+  static constexpr int64_t DEPTH = 512;  // of a tile: 96 KB of each operand
+  static bool takes(const Product& p) {
+    return p.o.dtype == LZ_F32 && p.a.dtype == LZ_F32 && p.b.dtype == LZ_F32 && p.M >= 32 && p.N >= 32 && p.K >= 32;
+  }
+  static int64_t depth(int64_t K) { return round_up(K, 32); }
+  static bool shares_a(const Matrix&) { return true; }
+  static bool shares_b(int64_t) { return true; }
+  // f(plane, x's part in the upper halves of the lanes, y's) for the three planes
+  template <class F> static __attribute__((always_inline)) void split(vi x, vi y, F f) {
+    unrolled<3>(LZ_LAMBDA(plane) {
+      const vi a = x & (int32_t)0xffff0000, b = y & (int32_t)0xffff0000;
+      f(plane, a, b);
+      x = (vi)((vf)x - (vf)a), y = (vi)((vf)y - (vf)b);
+    });
+  }
+  static void turn(uint32_t* x) {  // [16][16]
+    vi z[16];
+    for (int j = 0; j < 16; j += 4) columns<true>((const char*)(x + j), 64, 16, z + j);
+    for (int j = 0; j < 16; j++) store(x + j * 16, z[j]);
+  }
+  // 32 rows x 16 columns of m from (k, n) on -> three planes, `plane` words apart, of [16 pairs of rows][16 columns][2], or turned
+  static void pairs(const Matrix& m, int64_t k, int64_t n, int64_t rows, int64_t columns, uint32_t* to, int64_t plane, bool turned) {
+    alignas(64) float part[32 * 16];
+    Matrix from = m;
+    if (k + 32 > rows || n + 16 > columns || (m.row != 1 && m.column != 1)) {
+      for (int i = 0; i < 512; i++) part[i] = k + i / 16 < rows && n + i % 16 < columns ? item<float>(m, k + i / 16, n + i % 16) : 0;
+      from = {(char*)part, LZ_F32, 16, 1}, k = n = 0;
+    }
+    const bool along = from.column == 1;
+    for (int i = 0; i < 16; i++)
+      if (along) {
+        split(load<vi>(from.at(k + 2 * i, n)), load<vi>(from.at(k + 2 * i + 1, n)), [&](int p, vi a, vi b) __attribute__((always_inline)) {
+          store(to + p * plane + i * 16, (vi)((vu)a >> 16) | b);
+        });
+      } else {
+        alignas(64) static constexpr uint16_t UPPER[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+        split(load<vi>(from.at(k, n + i)), load<vi>(from.at(k + 16, n + i)), [&](int p, vi a, vi b) __attribute__((always_inline)) {
+          store(to + p * plane + i * 16, _mm512_permutex2var_epi16((__m512i)a, _mm512_load_si512(UPPER), (__m512i)b));
+        });
+      }
+    if (along == turned) for (int p = 0; p < 3; p++) turn(to + p * plane);
+  }
+  static void pack_b(const Matrix& b, int64_t K, int64_t n, int64_t columns, int64_t k, int64_t rows, char* to) {
+    for (int64_t i = k; i < k + rows; i += 32)
+      for (int64_t c = 0; c < round_up(columns, 32); c += 16)
+        pairs(b, i, n + c, K, n + columns, (uint32_t*)(to + (c / 32 * depth(K) + i) / 32 * BLOCK + c % 32 * 64), PLANE / 4, false);
+  }
+  static void pack_a(const Matrix& a, int64_t K, int64_t m, int64_t rows, int64_t k, int64_t n, char* to) {
+    for (int64_t i = k; i < k + n; i += 32)
+      for (int r = 0; r < ROWS; r += 16)
+        pairs(transposed(a), i, m + r, K, m + rows, (uint32_t*)(to + i / 32 * BLOCK + r * 64), PLANE / 4, true);
+  }
+  // y[32][32] (+)= a b over `blocks` of 32 k; `step` bytes from one row of y to the next
+  static void tile(const char* b, const char* a, int64_t blocks, float* y, int64_t step, bool add) {
+    float* y1 = y + 4 * step;
+    asm volatile("" : : : "memory");
+    if (add) {
+      _tile_loadd(0, y, step); _tile_loadd(1, y + 16, step);
+      _tile_loadd(2, y1, step); _tile_loadd(3, y1 + 16, step);
+    } else {
+      _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
+    for (; blocks > 0; blocks--, a += BLOCK, b += BLOCK)
+      unrolled<3>(LZ_LAMBDA(low) {
+        _tile_loadd(6, b + (2 - low) * PLANE, 64);
+        _tile_loadd(7, b + (2 - low) * PLANE + 1024, 64);
+        unrolled<3>(LZ_LAMBDA(p) {  // planes of a: those that give, with b's, one of the six
+          if (p > low) return;
+          _tile_loadd(4, a + (low - p) * PLANE, 64);
+          _tile_loadd(5, a + (low - p) * PLANE + 1024, 64);
+          _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+          _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        });
+      });
+    _tile_stored(0, y, step); _tile_stored(1, y + 16, step);
+    _tile_stored(2, y1, step); _tile_stored(3, y1 + 16, step);
+    asm volatile("" : : : "memory");
+  }
+  // What is not finite in the end is computed once more, as floats: infinity has no middle, and infinity times 0 is NaN.
+  static void multiply(const Unit& u) {
+    vi odd = {};
+    for (int64_t c = 0; c < u.columns; c += 32)
+      for (int64_t r = 0; r < u.rows; r += 32) {
+        const int64_t rows = least(u.rows - r, 32), columns = least(u.columns - c, 32);
+        const bool straight = rows == 32 && columns == 32 && u.o.column == 1;
+        float* y = straight ? (float*)u.o.at(u.m + r, u.n + c) : (float*)u.local;
+        const int64_t step = straight ? u.o.row : 32;
+        for (int64_t k = 0; k < depth(u.K); k += DEPTH)
+          tile(u.b_packed + (c * depth(u.K) / 32 + k) / 32 * BLOCK, u.a_packed + (r * depth(u.K) / 32 + k) / 32 * BLOCK,
+               least(depth(u.K) - k, DEPTH) / 32, y, step * 4, k);
+        for (int64_t i = 0; i < rows; i++) {
+          odd |= (vi)(loadf(y + i * step) * 0) | (vi)(loadf(y + i * step + 16) * 0);
+          if (!straight) write_row(u.o, u.m + r + i, u.n + c, y + i * step, columns);
+        }
+      }
+    if (_mm512_test_epi32_mask((__m512i)odd, _mm512_set1_epi32(0x7f800000)))
+      Floats<float>::multiply({u.a, u.b, u.o, u.K, u.m, u.n, u.rows, u.columns, 0, 0, u.local});
+  }
+};
+#endif
+
+// What all threads share of a: MC rows at a time; of b: NC columns.
+template <class Kind> struct Packed {
+  int64_t row, panel, MC, NC;  // bytes of a row of a and of a panel of b
+  bool a, b;
+  explicit Packed(const Product& p)
+      : row(Kind::depth(p.K) * Kind::ITEM), panel(row * Kind::NB), a(p.M > 4 && Kind::shares_a(p.left(0))), b(p.M > 4 && Kind::shares_b(p.M)) {
+    MC = a ? least(round_up(p.M, Kind::TALL), SHARED / row / Kind::TALL * Kind::TALL + Kind::TALL) : p.M;
+    NC = b ? least(round_up(p.N, Kind::NB), SHARED / panel * Kind::NB + Kind::NB) : p.N;
+  }
+  size_t a_bytes() const { return a ? (MC + 8) * row : 0; }
+  size_t b_bytes() const { return b ? NC / Kind::NB * panel : 0; }
+};
+
+// One matrix after the other, each by all threads: they pack, meet, and take units.
+template <class Kind> void together(const Product& p, Team& team) {
+  constexpr int NB = Kind::NB, ROWS = Kind::ROWS;
+  const Packed<Kind> packed(p);
+  char *b_at = team.shared, *a_at = team.shared + packed.b_bytes();
+  const int64_t pieces = (p.K + PIECE - 1) / PIECE;
+  bool first = true;
+  for (int64_t batch = 0; batch < p.batches; batch++) {
+    Unit u = {p.left(batch), p.right(batch), p.matrix(p.o, batch), p.K, 0, 0, 0, 0, 0, 0, team.local};
+    for (int64_t n = 0; n < p.N; n += packed.NC)
+      for (int64_t m = 0; m < p.M; m += packed.MC, first = false) {
+        const int64_t rows = least(p.M - m, packed.MC), columns = least(p.N - n, packed.NC), blocks = (columns + NB - 1) / NB;
+        int64_t begin, end;
+        if (!first) team.barrier();
+        if (packed.b && !m) {
+          team.part(blocks * pieces, 1, &begin, &end);
+          for (; begin < end; begin++) {
+            const int64_t c = begin / pieces * NB, k = begin % pieces * PIECE;
+            Kind::pack_b(u.b, p.K, n + c, least(columns - c, NB), k, least(p.K - k, PIECE), b_at + c / NB * packed.panel);
+          }
+        }
+        if (packed.a) {
+          team.part((rows + ROWS - 1) / ROWS * pieces, 1, &begin, &end);
+          for (; begin < end; begin++) {
+            const int64_t r = begin / pieces * ROWS, k = begin % pieces * PIECE;
+            Kind::pack_a(u.a, p.K, m + r, least(rows - r, ROWS), k, least(p.K - k, PIECE), a_at + r * packed.row);
+          }
+        }
+        if (packed.a || packed.b) team.barrier();
+        // lower strips where there is too little for every thread
+        const int64_t share = round_up(rows * blocks / (3 * team.size) + 1, packed.a ? ROWS : FLOAT_MR), tall = least(share, Kind::TALL);
+        const int64_t total = (rows + tall - 1) / tall * blocks;
+        for (int64_t i; (i = team.take(1)) < total;) {
+          const int64_t r = i / blocks * tall, c = i % blocks * NB;
+          u.m = m + r, u.n = n + c, u.rows = least(rows - r, tall), u.columns = least(columns - c, NB);
+          u.a_packed = packed.a ? a_at + r * packed.row : 0, u.b_packed = packed.b ? b_at + c / NB * packed.panel : 0;
+          Kind::multiply(u);
+        }
+      }
+  }
+}
+
+// Many small ones: strips of each by whoever comes.
+template <class Kind> void apart(const Product& p, Team& team) {
+  const int64_t share = round_up(p.M * p.batches / (2 * team.size) + 1, FLOAT_MR), tall = least(share, MB);
+  const int64_t strips = (p.M + tall - 1) / tall, total = p.batches * strips;
+  for (int64_t i; (i = team.take(1)) < total;) {
+    const int64_t batch = i / strips, m = i % strips * tall;
+    Unit u = {p.left(batch), p.right(batch), p.matrix(p.o, batch), p.K, m, 0, least(p.M - m, tall), 0, 0, 0, team.local};
+    for (; u.n < p.N; u.n += Kind::NB) {
+      u.columns = least(p.N - u.n, Kind::NB);
+      Kind::multiply(u);
+    }
+  }
+}
+
+// y[m][c] = sum_k x[m][k] b[k][n + c] for few rows: R rows of b at a time, y in the first-level cache
+template <int M, int DTYPE, int R>
+void add_rows(const Matrix& b, int64_t k, int64_t n, int64_t columns, const float* x, int64_t ldx, float* y) {
+  const char* rows = b.at(k, n);
+  const int64_t step = b.row * size_of(DTYPE);
+  for (int64_t c = 0; c < columns; c += W) {
+    vf sum[M];
+    unrolled<M>(LZ_LAMBDA(m) { sum[m] = k ? load<vf>(y + m * WIDE + c) : vf{}; });
+    unrolled<R>(LZ_LAMBDA(r) {
+      const vf w = widen<DTYPE>(rows + r * step + c * size_of(DTYPE));
+      unrolled<M>(LZ_LAMBDA(m) { sum[m] = (x[m * ldx + k + r] - vf{}) * w + sum[m]; });
+    });
+    unrolled<M>(LZ_LAMBDA(m) { store(y + m * WIDE + c, sum[m]); });
+  }
+}
+template <int M, int DTYPE> void add_rows(const Matrix& b, int64_t K, int64_t n, int64_t columns, const float* x, int64_t ldx, float* y) {
+  int64_t k = 0;
+  for (; k + 8 <= K; k += 8) add_rows<M, DTYPE, 8>(b, k, n, columns, x, ldx, y);
+  for (; k < K; k++) add_rows<M, DTYPE, 1>(b, k, n, columns, x, ldx, y);
+}
+template <int M> void add_rows(const Matrix& b, int64_t K, int64_t n, int64_t columns, const float* x, int64_t ldx, float* y) {
+  const auto f = b.dtype == LZ_F32 ? add_rows<M, LZ_F32> : b.dtype == LZ_F16 ? add_rows<M, LZ_F16> : add_rows<M, LZ_BF16>;
+  f(b, K, n, columns, x, ldx, y);
+}
+
+// At most 4 rows of a: b is read once, as it lies. What is left of its columns after whole lanes is a unit like any other.
+void few_rows(const Product& p, Team& team) {
+  const int64_t ldx = round_up(p.K, LANES), share = round_up(p.N / (2 * team.size) + 1, LANES), wide = least(share, WIDE);
+  const int64_t blocks = (p.N + wide - 1) / wide, M = p.M;
+  float *x = (float*)team.local, *y = x + 4 * ldx;  // y[4][WIDE]
+  for (int64_t i; (i = team.take(1)) < blocks * p.batches;) {
+    const Matrix a = p.left(i / blocks), b = p.right(i / blocks), o = p.matrix(p.o, i / blocks);
+    const int64_t n = i % blocks * wide, columns = least(p.N - n, wide), whole = columns / LANES * LANES;
+    memset(x, 0, 4 * ldx * 4);
+    for (int64_t m = 0; m < M; m++) pack(a, m, 0, 1, p.K, x + m * ldx, ldx);
+    if (b.column == 1) {
+      (M == 1 ? add_rows<1> : M == 2 ? add_rows<2> : add_rows<4>)(b, p.K, n, whole, x, ldx, y);
+      for (int64_t m = 0; m < M; m++) write_row(o, m, n, y + m * WIDE, whole);
+    } else {
+      const auto dots = M == 1 ? dense_rows<1> : M == 2 ? dense_rows<2> : dense_rows<4>;
+      for (int64_t c = 0; c < whole; c += LANES) {
+        dots(b.dtype, b.at(0, n + c), b.column * size_of(b.dtype), p.K, x, ldx, y);
+        for (int64_t m = 0; m < M; m++) write_row(o, m, n + c, y + m * LANES, LANES);
+      }
+    }
+    if (whole < columns) Floats<float>::multiply({a, b, o, p.K, 0, n + whole, M, columns - whole, 0, 0, team.local});
+  }
+}
+
+bool few(const Product& p) {
+  const Matrix b = p.right(0);
+  return p.M <= 4 && b.dtype != LZ_F64 && (b.column == 1 || b.row == 1) && p.K > 0 && p.K <= FEW_K;
 }
 
 void run(const Step& s, Team& team) {
-  const View &out = s.out[0], &va = s.in[0], &vb = s.in[1];
-  if (out.dtype == LZ_F64) return run_f64(s, team);
-  int64_t M = out.shape[out.ndim - 2], N = out.shape[out.ndim - 1], batches = 1;
-  const int64_t K = va.shape[va.ndim - 1];
-  for (int i = 0; i < out.ndim - 2; i++) batches *= out.shape[i];
-  if (!M || !N || !batches) return;
-  const bool swap = N < M && N <= 4;  // a matrix times a vector: (b^T a^T)^T
-  if (swap) { const int64_t m = M; M = N, N = m; }
-  float* local = (float*)team.local;
-  const Work w = {local, local + MB * KC, local + MB * KC + (KC + 8) * NB};
-  const int64_t along = swap ? va.strides[va.ndim - 1] : vb.strides[vb.ndim - 2];
-  const bool by_dots = M <= 4 && along == 1 && K > 1 && round_up(K, LANES) * 4 <= MB * KC;
-  const int64_t blocks = (N + NB - 1) / NB, share = round_up(M * batches * blocks / (2 * team.size) + 1, FLOAT_MR);
-  const int64_t tall = least(share, MB);  // lower strips where there is too little for every thread
-  const int64_t strips = (M + tall - 1) / tall, total = batches * blocks * strips;
-  for (int64_t i; (i = team.take(1)) < total;) {
-    const int64_t batch = i / (blocks * strips), n = i / strips % blocks * NB, m = i % strips * tall;
-    Matrix a = matrix_of(va, batch, out), b = matrix_of(vb, batch, out), o = matrix_of(out, batch, out);
-    if (swap) {
-      const Matrix left = transposed(b);
-      b = transposed(a), a = left, o = transposed(o);
-    }
-    int64_t done = 0;
-    if (by_dots) {
-      pack(a, 0, 0, M, K, 4, w.block, round_up(K, LANES));
-      for (; done + LANES <= least(N - n, NB); done += LANES) dots(b, o, K, n + done, M, w);
-    }
-    if (n + done < least(N, n + NB)) product(a, b, o, K, m, n + done, least(M - m, tall), least(N - n, NB) - done, w);
+  const Product p(s);
+  if (!p.M || !p.N || !p.batches) return;
+  if (few(p)) return few_rows(p, team);
+  if (p.M * p.N * p.K <= SMALL) return s.out->dtype == LZ_F64 ? apart<Floats<double>>(p, team) : apart<Floats<float>>(p, team);
+#if defined(__AVX512BF16__)
+  if (Pairs::takes(p)) {
+#if defined(__AMX_BF16__)
+    amx_begin();
+    together<Pairs>(p, team);
+    return _tile_release();
+#else
+    return together<Pairs>(p, team);
+#endif
   }
+#if defined(__AMX_BF16__)
+  if (Triples::takes(p)) {
+    amx_begin();
+    together<Triples>(p, team);
+    return _tile_release();
+  }
+#endif
+#endif
+  s.out->dtype == LZ_F64 ? together<Floats<double>>(p, team) : together<Floats<float>>(p, team);
 }
 
-size_t local(const Step&, int) { return (MB * KC + (KC + 8) * NB + MB * NB) * 4; }
+size_t shared(const Step& s, int) {
+  const Product p(s);
+  if (p.M * p.N * p.K <= SMALL) return 0;
+  const auto bytes = [](const auto& packed) { return packed.a_bytes() + packed.b_bytes(); };
+#if defined(__AVX512BF16__)
+  if (Pairs::takes(p)) return bytes(Packed<Pairs>(p));
+#endif
+#if defined(__AMX_BF16__)
+  if (Triples::takes(p)) return bytes(Packed<Triples>(p));
+#endif
+  return s.out->dtype == LZ_F64 ? bytes(Packed<Floats<double>>(p)) : bytes(Packed<Floats<float>>(p));
+}
+size_t local(const Step& s, int) {
+  const Product p(s);
+  const int64_t unit = s.out->dtype == LZ_F64 ? Floats<double>::LOCAL : Floats<float>::LOCAL, rows = 16 * (round_up(p.K, LANES) + WIDE);
+  return p.K > FEW_K || rows < unit ? unit : rows;
+}
 
 bool is_real(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
 const char* check(const Step& s) {
@@ -164,6 +562,6 @@ const char* check(const Step& s) {
 }  // namespace
 
 extern const Kernel matmul;
-const Kernel matmul = {"matmul", run, 0, local, check};
+const Kernel matmul = {"matmul", run, shared, local, check};
 
 LZ_NAMESPACE_END
