@@ -1,12 +1,17 @@
 """Element types: names and promotion follow MLX, codes follow `enum lz_dtype` of engine/cpu/runtime.h."""
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Dtype", "bool_", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16",
-           "bfloat16", "float32", "float64", "complex64"]
+__all__ = [
+    "Dtype", "DtypeCategory", "can_cast", "complexfloating", "finfo", "floating", "generic", "iinfo", "inexact",
+    "integer", "isdtype", "issubdtype", "number", "result_type", "signedinteger", "unsignedinteger", "bool_",
+    "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
+    "float64", "complex64",
+]
 
 
 class Dtype:
@@ -40,6 +45,87 @@ bool_, uint8, uint16, uint32, uint64, int8, int16, int32, int64, float16, bfloat
 NAMES = {d.name: d for d in DTYPES}
 FROM_NUMPY = {d.numpy: d for d in DTYPES if d is not bfloat16}
 SIGNED = {1: int8, 2: int16, 4: int32, 8: int64}
+
+
+class DtypeCategory:
+    """A set of types: those of these kinds."""
+
+    __slots__ = ("name", "kinds")
+
+    def __init__(self, name: str, kinds: str):
+        self.name, self.kinds = name, frozenset(kinds)
+
+    def __repr__(self) -> str:
+        return f"DtypeCategory.{self.name}"
+
+
+CATEGORIES = [DtypeCategory(name, kinds) for name, kinds in (
+    ("complexfloating", "c"), ("floating", "f"), ("inexact", "fc"), ("signedinteger", "i"), ("unsignedinteger", "u"),
+    ("integer", "iu"), ("number", "iufc"), ("generic", "biufc"))]
+complexfloating, floating, inexact, signedinteger, unsignedinteger, integer, number, generic = CATEGORIES
+KINDS = {"bool": "b", "signed integer": "i", "unsigned integer": "u", "integral": "iu", "real floating": "f",
+         "complex floating": "c", "numeric": "iufc"}       # the array API's names
+
+
+def issubdtype(arg1: Dtype | DtypeCategory, arg2: Dtype | DtypeCategory) -> bool:
+    """Whether arg1 is arg2 or lies in it."""
+    if isinstance(arg2, Dtype):
+        return arg1 is arg2
+    return (frozenset(arg1.kind) if isinstance(arg1, Dtype) else arg1.kinds) <= arg2.kinds
+
+
+def isdtype(dtype: Dtype, kind: Dtype | str | tuple[Dtype | str, ...]) -> bool:
+    """Whether dtype is of a kind, by the array API's names, or of one of several."""
+    if isinstance(kind, tuple):
+        return any(isdtype(dtype, k) for k in kind)
+    if isinstance(kind, str) and kind not in KINDS:
+        raise ValueError(f"[isdtype] kind {kind!r}: one of {', '.join(KINDS)} wanted")
+    return dtype.kind in KINDS[kind] if isinstance(kind, str) else dtype is kind
+
+
+def result_type(*arrays_and_dtypes: Any) -> Dtype:
+    """The type that an operation on all of these has."""
+    return functools.reduce(promote, (getattr(x, "dtype", x) for x in arrays_and_dtypes))
+
+
+def can_cast(from_: Any, to: Dtype) -> bool:
+    """Whether promotion goes from one type to the other."""
+    return result_type(from_, to) is to
+
+
+class finfo:
+    """Limits of a floating type; of complex64 those of its parts."""
+
+    __slots__ = ("dtype", "min", "max", "eps", "smallest_normal", "bits")
+
+    def __init__(self, arg: Dtype):
+        if not arg.inexact:
+            raise ValueError(f"[finfo] {arg}: a floating type wanted")
+        self.dtype = float32 if arg is complex64 else arg
+        exponent, mantissa = {"float16": (15, 10), "bfloat16": (127, 7), "float32": (127, 23), "float64": (1023, 52)}[
+            self.dtype.name]
+        self.eps, self.smallest_normal, self.bits = 2.0**-mantissa, 2.0 ** (1 - exponent), 8 * self.dtype.size
+        self.max = (2.0 - self.eps) * 2.0**exponent
+        self.min = -self.max
+
+    def __repr__(self) -> str:
+        return f"finfo(min={self.min:g}, max={self.max:g}, dtype={self.dtype})"
+
+
+class iinfo:
+    """Limits of an integer type."""
+
+    __slots__ = ("dtype", "min", "max", "bits")
+
+    def __init__(self, arg: Dtype):
+        if arg.kind not in "iu":
+            raise ValueError(f"[iinfo] {arg}: an integer type wanted")
+        self.dtype, self.bits = arg, 8 * arg.size
+        self.min = -1 << self.bits - 1 if arg.kind == "i" else 0
+        self.max = (1 << self.bits - (arg.kind == "i")) - 1
+
+    def __repr__(self) -> str:
+        return f"iinfo(min={self.min}, max={self.max}, dtype={self.dtype})"
 
 
 def by_name(name: str) -> Dtype:

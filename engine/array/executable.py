@@ -1,7 +1,6 @@
 """An Executable is a loaded plan: pointers and sizes are set once, each run is one native call."""
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from .array import Array
 from .dtypes import FROM_NUMPY
-from .node import Buffer, Value, contiguous_strides, from_numpy, is_contiguous, show
+from .node import Shape, Value, contiguous_strides, from_numpy, is_contiguous, show
 from .plan import Plan, View
 
 
@@ -18,7 +17,7 @@ class Executable:
     """`set_input` and `set_output` once, then `run` as often as the memory behind them changes."""
 
     def __init__(self, plan: Plan, native: Any):
-        self.plan, self.lock, self._native = plan, threading.Lock(), native
+        self.plan, self._native = plan, native
         count = 1 + len(plan.inputs) + len(plan.outputs) + len(plan.constants)
         self.pointers = (c_void_p * count)()
         self.dims = (c_int64 * max(1, len(plan.dims)))(*plan.dims)
@@ -27,7 +26,10 @@ class Executable:
         for i, value in enumerate(plan.constants):
             self._set(count - len(plan.constants) + i, value)
         self._unset = {i: v for i, v in enumerate(plan.outputs) if v.storage.kind == "output"}
+        self._results = [(plan.buffer(v.storage), max(1, v.storage.nbytes) if v.storage.kind == "output" else 0,
+                          contiguous_strides(v.shape)) for v in plan.outputs]
         self.handle = native.load(plan.native(native.opcodes), count, [int(d) for d in plan.dims], plan.arena)
+        self.handle.plan = plan                            # a profile reads its steps
 
     def _set(self, position: int, value: Value) -> None:
         assert value.buffer is not None
@@ -60,15 +62,22 @@ class Executable:
             self._allocate()
         self._native.run(self.handle, self.pointers, self.dims)
 
-    def __call__(self, inputs: Sequence[Value]) -> list[Value]:
-        """A run on these leaves. Outputs have fresh memory, or that of donated inputs."""
-        with self.lock:
-            for i, value in enumerate(inputs):
-                self.pointers[1 + i] = value.buffer.pointer + value.offset  # type: ignore[union-attr]
-            outputs = [self._fresh(view) if view.storage.kind == "output" else _leaf(view, inputs[view.storage.index])
-                       for view in self.plan.outputs]
-            self._native.run(self.handle, self.pointers, self.dims)
-        return outputs
+    def __call__(self, inputs: Sequence[Value]) -> list[tuple[Any, int, Shape]]:
+        """A run on these leaves: buffer, offset and strides of each output, in fresh memory or that of a donated input.
+        One at a time."""
+        pointers, alloc = self.pointers, self._native.alloc
+        for i, value in enumerate(inputs, 1):
+            pointers[i] = value.buffer.pointer + value.offset  # type: ignore[union-attr]
+        made = []
+        for position, nbytes, strides in self._results:
+            if nbytes:
+                block = alloc(nbytes)
+                pointers[position] = block.pointer
+                made.append((block, 0, strides))
+            else:
+                made.append((inputs[position - 1].buffer, inputs[position - 1].offset, strides))
+        self._native.run(self.handle, pointers, self.dims)
+        return made
 
     def _allocate(self) -> None:
         for view in self._unset.values():
@@ -79,14 +88,7 @@ class Executable:
         """New memory for an output."""
         block = self._native.alloc(max(1, view.storage.nbytes))
         self.pointers[self.plan.buffer(view.storage)] = block.pointer
-        buffer = Buffer(block.pointer, block.nbytes, block, True)
-        return Value(view.shape, view.dtype).fill(buffer, 0, contiguous_strides(view.shape))
-
-
-def _leaf(view: View, source: Value) -> Value:
-    """A row-major output in the memory of a donated input."""
-    assert source.buffer is not None
-    return Value(view.shape, view.dtype).fill(source.buffer, source.offset, contiguous_strides(view.shape))
+        return Value(view.shape, view.dtype).fill(block, 0, contiguous_strides(view.shape))
 
 
 def _memory(name: str, i: int, array: Any, view: View) -> Value:

@@ -23,7 +23,7 @@ def put(a: Array, index: Any, update: Any) -> Array:
     start, step, shape, final, arrays = _parse(a, index)
     update = array_of(update) if not isinstance(update, bool | int | float) else ops.full((), update, a.dtype)
     if arrays:
-        return _scatter(a, index, update)
+        return scatter.update(a, index, update, "set")
     update = ops.broadcast_to(ops.reshape(update, update.shape[_leading_ones(update.shape, len(final)):]), final)
     if shape == a.shape and all(s == 1 for s in step):
         return ops.astype(ops.reshape(update, shape), a.dtype)
@@ -137,19 +137,11 @@ def _gather(a: Array, arrays: dict[int, Array]) -> Array:
     return ops.transpose(out, order + list(range(index.ndim + axes[0], out.ndim)))
 
 
-def _scatter(a: Array, index: Any, update: Array) -> Array:
-    """a[index] = update with integer arrays: numbers the elements, finds for each the last update that names it."""
-    numbers = ops.reshape(ops.arange(a.size), a.shape)
-    target = get(numbers, index)
-    source = ops.flatten(ops.astype(ops.broadcast_to(update, target.shape), a.dtype))
-    return ops.reshape(write_rows(ops.reshape(a, (-1,)), ops.flatten(target), source), a.shape)
-
-
 def write_rows(a: Array, rows: Array, updates: Array) -> Array:
     """a (N, …) with updates[i] (I, …) written to row rows[i] (I); the last one wins, rows outside a are not written."""
-    if rows.shape[0] == 0:
-        return a
-    hits = ops.expand_dims(ops.arange(a.shape[0]), 1) == rows
-    last = ops.max(ops.where(hits, ops.arange(rows.shape[0]), -1), axis=1)
-    wide = ops.reshape(last >= 0, (a.shape[0],) + (1,) * (a.ndim - 1))
-    return ops.where(wide, ops.take(updates, ops.maximum(last, 0), 0), a)
+    inside = ops.logical_and(rows >= 0, rows < a.shape[0])
+    padded = ops.concatenate([a, ops.zeros((1, *a.shape[1:]), a.dtype)])
+    return scatter.scatter_rows(padded, ops.where(inside, rows, a.shape[0]), updates, 0, "set")[:-1]
+
+
+from . import scatter  # noqa: E402  (needs this module)

@@ -17,7 +17,7 @@ DEFERRED = "deferred"                # returned by a row's `lower` whose inputs 
 
 def lower_values(outputs: list[Value], inputs: list[Value], donate: Iterable[Value] = (),
                  kernels: frozenset[str] | None = None) -> Plan:
-    stand_ins = {v: v.stand_in() for v in inputs if v.buffer is not None}
+    stand_ins = {v: v.stand_in() for v in inputs if v.buffer is not None or v.node is not None}
     outputs = rewrite(outputs, runtime().kernels if kernels is None else kernels, stand_ins)
     return Lowering(outputs, [stand_ins.get(v, v) for v in inputs], [stand_ins.get(v, v) for v in donate]).run()
 
@@ -41,7 +41,7 @@ class Group:
         """Whether inputs and registers suffice for one node more, if no register is used twice."""
         made = {v for _, v in self.nodes}
         read = [v for n in (*(n for n, _ in self.nodes), node) for v in n.inputs if v not in made]
-        constants = {scalars[v] for v in read if v in scalars}
+        constants = {str(scalars[v]) for v in read if v in scalars}
         inputs = {v for v in read if v not in scalars}
         return len(inputs) <= MAX_INPUTS and len(inputs) + len(constants) + len(self.nodes) < MAX_REGISTERS
 
@@ -253,7 +253,7 @@ def rounds(value: Value) -> bool:
     if node is None or target is bool_ or node.primitive.name != "astype":
         return node is not None and target is bool_ and node.primitive.name in ARITHMETIC
     source = node.inputs[0].dtype
-    return source.kind == "f" and (target.kind != "f" or target.size < source.size)
+    return source.kind == "c" != target.kind or source.kind == "f" and (target.kind != "f" or target.size < source.size)
 
 
 ARITHMETIC = {"add", "subtract", "multiply", "negative", "abs", "square", "power", "bitwise_invert", "left_shift",
@@ -273,16 +273,16 @@ def assign_registers(group: Group, results: list[Value],
                      scalars: dict[Value, float]) -> tuple[list[int | str], list[float]]:
     """ints and floats of the elementwise kernel. Registers: inputs, constants, then temporaries, reused when dead."""
     nodes = group.nodes
-    floats = list(dict.fromkeys(scalars[v] for n, _ in nodes for v in n.inputs if v in scalars))
+    constants = {str(scalars[v]): scalars[v] for n, _ in nodes for v in n.inputs if v in scalars}  # 0.0 is not -0.0
     register = {v: i for i, v in enumerate(group.inputs)}
-    base = top = len(register) + len(floats)
+    base = top = len(register) + len(constants)
     last = {v: i for i, (n, _) in enumerate(nodes) for v in n.inputs}
     free: list[int] = []
     code: list[int | str] = []
     owners: Counter[int] = Counter()                       # values in a register: a cast shares its input's
 
     def locate(v: Value) -> int:
-        return register[v] if v in register else len(group.inputs) + floats.index(scalars[v])
+        return register[v] if v in register else len(group.inputs) + list(constants).index(str(scalars[v]))
 
     for i, (node, value) in enumerate(nodes):
         args = [locate(v) for v in node.inputs]
@@ -304,7 +304,7 @@ def assign_registers(group: Group, results: list[Value],
         owners[target] += 1
         register[value] = target
     stores = [register[v] for v in results]
-    return [group.cls, len(code) // 5, len(floats), *stores, *code], floats
+    return [group.cls, len(code) // 5, len(constants), *stores, *code], list(constants.values())
 
 
 def collapse(outputs: list[View], inputs: list[View]) -> tuple[list[View], list[View]]:

@@ -1,6 +1,7 @@
 """The lazy graph: a Node applies a Primitive to Values; a Value is one result, a leaf once it has memory."""
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -87,20 +88,45 @@ class Node:
         return [v for v in kept if v is not None]
 
 
+class Tracing(threading.local):
+    """How many transformations this thread is tracing, and the leaves that must remember how they came about."""
+
+    def __init__(self) -> None:
+        self.depth, self.leaves = 0, list[weakref.ref["Value"]]()
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if not self.depth:
+            for ref in self.leaves:
+                if (value := ref()) is not None:
+                    value.trace = None
+            self.leaves.clear()
+
+
+TRACING = Tracing()
+
+
 class Value:
     """`node` and `index` say how it is computed; a leaf has `buffer`, `offset` (bytes) and `strides` (elements);
-    a placeholder has no memory yet."""
+    a placeholder has no memory yet. `trace` is the node of a leaf that was computed while a transformation traced."""
 
-    __slots__ = ("shape", "dtype", "node", "index", "buffer", "offset", "strides", "__weakref__")
+    __slots__ = ("shape", "dtype", "node", "index", "buffer", "offset", "strides", "trace", "__weakref__")
 
     def __init__(self, shape: Shape, dtype: Dtype, node: Node | None = None, index: int = 0):
         self.shape, self.dtype, self.node, self.index = shape, dtype, node, index
         self.buffer: Buffer | None = None
         self.offset = 0
         self.strides: Shape = ()
+        self.trace: Node | None = None
 
     def fill(self, buffer: Buffer, offset: int, strides: Shape) -> Value:
-        """Becomes a leaf; the graph behind it is let go."""
+        """Becomes a leaf; the graph behind it is let go, unless a transformation still needs it."""
+        if self.node is not None and TRACING.depth:
+            self.trace = self.node
+            TRACING.leaves.append(weakref.ref(self))
         self.buffer, self.offset, self.strides, self.node = buffer, offset, strides, None
         return self
 
@@ -112,7 +138,9 @@ class Value:
 
 
 def no_value(value: Value) -> ValueError:
-    return ValueError(f"[eval] a placeholder {value.dtype}{show(value.shape)} has no value: pass it as an input")
+    what = f"{value.dtype}{show(value.shape)} has no value"
+    return ValueError(f"[eval] an array {what} while vmap or compile traces the function that makes it" if TRACING.depth
+                      else f"[eval] a placeholder {what}: pass it as an input")
 
 
 def contiguous_strides(shape: Shape) -> Shape:
@@ -147,11 +175,12 @@ def show(shape: Iterable[int]) -> str:
 
 
 def apply(primitive: Primitive, *inputs: Value, **params: Any) -> list[Value]:
-    """Makes the node; a movement of a leaf is done at once, since it costs nothing."""
+    """Makes the node; a movement of a leaf is done at once, since it costs nothing, unless the leaf is traced."""
     avals = primitive.rule(*inputs, **params)
     for shape, _ in avals:
-        check_symbolic(primitive.name, shape)
-    if primitive.view and (buffer := inputs[0].buffer) is not None:
+        if Dim in map(type, shape):
+            check_symbolic(primitive.name, shape)
+    if primitive.view and (buffer := inputs[0].buffer) is not None and inputs[0].trace is None:
         shape, dtype = avals[0]
         moved = primitive.view(inputs[0].shape, inputs[0].strides, shape, params)
         if moved is not None:
@@ -164,10 +193,23 @@ def apply(primitive: Primitive, *inputs: Value, **params: Any) -> list[Value]:
 
 
 def toposort(roots: Iterable[Value]) -> list[Node]:
-    """Nodes in the order of evaluation, without recursion: graphs can be deep."""
+    """Nodes in the order of evaluation. Of several roots clearly shallower ones come first: of gradients those of the
+    last layers, so that what they read does not stay in memory until the end."""
+    roots = list(roots)
+    order = _postorder(roots)
+    if len(roots) < 2:
+        return order
+    depth: dict[Node | None, int] = {None: 0}
+    for node in order:
+        depth[node] = 1 + max((depth[v.node] for v in node.inputs), default=0)
+    return _postorder(sorted(roots, key=lambda v: depth[v.node] // 8))
+
+
+def _postorder(roots: list[Value]) -> list[Node]:
+    """Without recursion: graphs can be deep."""
     order: list[Node] = []
     seen: set[Node] = set()
-    stack = [(v.node, False) for v in reversed(list(roots)) if v.node is not None]
+    stack = [(v.node, False) for v in reversed(roots) if v.node is not None]
     while stack:
         node, ready = stack.pop()
         if ready:
@@ -182,19 +224,20 @@ def toposort(roots: Iterable[Value]) -> list[Node]:
 class _Window:
     """Lets NumPy see a leaf's memory and keeps the buffer alive."""
 
-    def __init__(self, value: Value):
+    def __init__(self, value: Value, writable: bool):
         assert value.buffer is not None
         self.buffer, size = value.buffer, value.dtype.size
         self.__array_interface__ = {
             "version": 3, "typestr": value.dtype.numpy.str, "shape": tuple(int(s) for s in value.shape),
-            "strides": tuple(s * size for s in value.strides), "data": (value.buffer.pointer + value.offset, True)}
+            "strides": tuple(s * size for s in value.strides),
+            "data": (value.buffer.pointer + value.offset, not writable)}
 
 
-def to_numpy(value: Value) -> np.ndarray:
-    """The leaf's memory without a copy, read-only; bfloat16 as its uint16 bits."""
+def to_numpy(value: Value, writable: bool = False) -> np.ndarray:
+    """The leaf's memory without a copy; bfloat16 as its uint16 bits."""
     if 0 in value.shape:
         return np.empty(value.shape, value.dtype.numpy)
-    return np.asarray(_Window(value))
+    return np.asarray(_Window(value, writable))
 
 
 def from_numpy(array: np.ndarray, dtype: Dtype, donatable: bool) -> Value:

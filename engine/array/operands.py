@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from . import dtypes as dt
+from . import interchange
 from .array import Array
-from .dtypes import FROM_NUMPY, Dtype, bfloat16, bool_, float32, int32, int64
+from .dtypes import Dtype, bfloat16, bool_, float32, float64, int32, int64
 from .node import Shape, Value, apply, from_numpy, show
 from .primitives import TABLE
+from .sizes import Size
 
 Axes = int | Sequence[int] | None
-Scalar = bool | int | float
+Scalar = bool | int | float | complex
 CONSTANT, ASTYPE, BROADCAST = TABLE["constant"], TABLE["astype"], TABLE["broadcast_to"]
 
 
@@ -25,19 +27,13 @@ def leaf(obj: Any, dtype: Dtype | None = None) -> Value:
         return cast(obj._value, dtype or obj.dtype)
     if isinstance(obj, Scalar):
         dtype = dtype or dt.weak(obj, None)
-    array = np.asarray(obj)
-    if array.dtype.name == "bfloat16":
-        found, array = bfloat16, array.view(np.uint16)
-    elif array.dtype not in FROM_NUMPY:
-        if array.dtype != np.complex128:
-            raise TypeError(f"[array] NumPy type {array.dtype} has no dtype here")
-        found, array = FROM_NUMPY[np.dtype("c8")], array.astype(np.complex64)
-    else:
-        found = FROM_NUMPY[array.dtype]
+    if isinstance(obj, list | tuple) and interchange.holds_arrays(obj):
+        return cast(interchange.stack(obj)._value, dtype) if dtype else interchange.stack(obj)._value
+    array, found = interchange.bits_of(obj, "array")
     if dtype is None:
-        listed = not isinstance(obj, np.ndarray | np.generic) and found is int64
+        listed = found is int64 and isinstance(obj, list | tuple | range)
         narrow = listed and np.array_equal(array, array.astype(np.int32))
-        dtype = int32 if narrow else float32 if array.dtype == np.float64 else found
+        dtype = int32 if narrow else float32 if found is float64 else found
     return from_numpy(_converted(array, found, dtype), dtype, True)
 
 
@@ -62,7 +58,12 @@ def constant(value: Any, dtype: Dtype) -> Value:
             raise ValueError(f"[array] {value} does not fit {dtype}")
         if builtins.abs(int(value)) > 1 << 53:
             return leaf(value, dtype)
-    value = bool(value) if dtype is bool_ else float(value) if dtype.kind == "f" else int(value)
+    if dtype.kind == "c":
+        if complex(value).imag:
+            return leaf(value, dtype)
+        value = complex(value).real
+    if not isinstance(value, Size):
+        value = bool(value) if dtype is bool_ else float(value) if dtype.inexact else int(value)
     return apply(CONSTANT, value=value, dtype=dtype)[0]
 
 
@@ -102,6 +103,10 @@ def broadcast_shapes(*shapes: Shape, name: str = "broadcast_shapes") -> Shape:
 
 def operands(name: str, *xs: Any, inexact: bool = False) -> list[Value]:
     """Values of one dtype and one shape. Python scalars are weak: they take the arrays' type where they can."""
+    values = [x._value for x in xs if isinstance(x, Array)]
+    alike = len(values) == len(xs) and len({(v.shape, v.dtype) for v in values}) == 1
+    if alike and (not inexact or values[0].dtype.inexact):
+        return values                                      # nothing to do, quickly
     arrays = [x if isinstance(x, Scalar) else array_of(x) for x in xs]
     dtypes = [a.dtype for a in arrays if isinstance(a, Array)]
     dtype = functools.reduce(dt.promote, dtypes) if dtypes else None

@@ -1,13 +1,13 @@
 """A Plan is data: a list of steps over views of one arena, inputs, outputs and constants. print(plan) is a table."""
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .device import default_device, runtime_of
 from .dtypes import Dtype
 from .node import Dim, Shape, Value, contiguous_strides, is_contiguous, show
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def runtime() -> Any:
-    """The CPU runtime, by name only: this package runs no kernel and imports none."""
-    return importlib.import_module("lazulite.engine.cpu").runtime()
+    """The default device's runtime, by name only: this package runs no kernel and imports none."""
+    return runtime_of(default_device())
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +52,12 @@ class View:
     @property
     def offset(self) -> int:
         return self.storage.offset + self.start
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first byte of its storage that it covers, and the one after the last."""
+        ways = [(s - 1) * t * self.dtype.size for s, t in zip(self.shape, self.strides, strict=True)]
+        return self.start + sum(w for w in ways if w < 0), self.start + sum(w for w in ways if w > 0) + self.dtype.size
 
     def moved(self, shape: Shape, strides: Shape, first: int = 0, dtype: Dtype | None = None) -> View:
         return View(self.storage, dtype or self.dtype, self.start + first * self.dtype.size, shape, strides)
@@ -114,7 +120,7 @@ def program(ints: Sequence[int | str], floats: Sequence[float]) -> list[str]:
     n_out = len(rest) - 5 * int(n_instructions)
     code = [rest[i:i + 5] for i in range(n_out, len(rest), 5)]
     lines = [f"r{dst} = {op} {a} {b} {c}" for op, dst, a, b, c in code]
-    lines.append(f"store {' '.join(f'r{r}' for r in rest[:n_out])} of {('f32', 'f64', 'i64', 'u64')[int(cls)]}")
+    lines.append(f"store {' '.join(f'r{r}' for r in rest[:n_out])} of {('f32', 'f64', 'i64', 'u64', 'c64')[int(cls)]}")
     return [f"constants {', '.join(f'{c:g}' for c in floats)}", *lines] if floats else lines
 
 
@@ -140,6 +146,15 @@ class Plan:
     def load(self) -> Executable:
         from .executable import Executable
         return Executable(self, runtime())
+
+    def check(self) -> None:
+        """Raises ValueError where a step would leave its memory, as one of a graph that no op has checked may."""
+        for step in self.steps:
+            for view in (*step.outputs, *step.inputs):
+                first, last = view.extent
+                storage = view.storage
+                if 0 not in view.shape and not 0 <= first <= last <= storage.nbytes:
+                    raise ValueError(f"[{step.kernel}] bytes {first} to {last} of the {storage.nbytes} of {storage}")
 
     def buffer(self, storage: Storage) -> int:
         """Position among the run's pointers: arena, inputs, outputs, constants."""

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from .array import Array
 from .dtypes import bfloat16, float16, float32
 from .node import Dim, Node, Value, apply, toposort
-from .primitives import EPILOGUES, TABLE
+from .plan import nbytes
+from .primitives import EPILOGUES, TABLE, size_of
 
-LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (4, 8), (16, 32, 64, 128), 8     # what the kernel takes
+LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128), 8     # what the kernel takes
+MANY_ROWS = 64
 Replacement = dict[Value, Value] | None
 
 
@@ -20,6 +23,7 @@ class Graph:
     def __init__(self, outputs: list[Value], kernels: frozenset[str]):
         self.outputs, self.kernels = outputs, kernels
         self.order = toposort(outputs)
+        self.names = {node.primitive.name for node in self.order}
         self.uses: Counter[Value] = Counter(v for node in self.order for v in node.inputs)
         self.uses.update(outputs)
         self.readers: dict[Value, list[Node]] = {}
@@ -27,6 +31,7 @@ class Graph:
             for v in node.inputs:
                 self.readers.setdefault(v, []).append(node)
         self.new: dict[Value, Value] = {}
+        self.seen: dict[Any, Node] = {}
 
     def replace(self, old: Value, new: Value) -> None:
         self.new[old] = new
@@ -34,6 +39,8 @@ class Graph:
 
     def current(self, node: Node) -> Node:
         """The node on the replaced inputs."""
+        if not self.new:
+            return node
         inputs = tuple(self.new.get(v, v) for v in node.inputs)
         if inputs == node.inputs:
             return node
@@ -49,21 +56,21 @@ class Graph:
 
 def rewrite(outputs: list[Value], kernels: frozenset[str], stand_ins: dict[Value, Value]) -> list[Value]:
     """stand_ins: placeholders for leaves whose memory is another at the next run: no rule must make them constants."""
-    if stand_ins:
-        outputs = _walk(outputs, kernels, (), lambda graph, node, old: None, stand_ins)
-    for _, roots, rule in REWRITES:
-        outputs = _walk(outputs, kernels, roots, rule)
-    while any(_lacks(node, kernels) for node in toposort(outputs)):
-        outputs = _walk(outputs, kernels, (), expand)
-    return outputs
-
-
-def _walk(outputs: list[Value], kernels: frozenset[str], roots: tuple[str, ...], rule: Callable[..., Replacement],
-          new: dict[Value, Value] | None = None) -> list[Value]:
     graph = Graph(outputs, kernels)
-    graph.new = dict(new or {})
-    if roots and not any(node.primitive.name in roots for node in graph.order):
-        return outputs
+    graph.new = dict(stand_ins)
+    graph = walk(graph, (), lambda graph, node, old: None)
+    fold(graph.outputs)
+    for _, roots, rule in REWRITES:
+        graph = walk(graph, roots, rule)
+    while any(_lacks(node, kernels) for node in graph.order):
+        graph = walk(graph, (), expand)
+    return graph.outputs
+
+
+def walk(graph: Graph, roots: tuple[str, ...], rule: Callable[..., Replacement]) -> Graph:
+    """The graph after one walk of a rule that starts at `roots` (at all nodes, if there are none)."""
+    if roots and graph.names.isdisjoint(roots):
+        return graph
     for node in graph.order:
         results = [v for ref in node.results if (v := ref()) is not None]
         if all(v in graph.new for v in results):
@@ -72,14 +79,39 @@ def _walk(outputs: list[Value], kernels: frozenset[str], roots: tuple[str, ...],
         if (not roots or node.primitive.name in roots) and (found := rule(graph, current, node)):
             for result, made in found.items():
                 graph.replace(result, made)
-    return [graph.new.get(v, v) for v in outputs]
+    return Graph([graph.new.get(v, v) for v in graph.outputs], graph.kernels) if graph.new else graph
+
+
+def fold(outputs: list[Value]) -> None:
+    """Computes what follows from constants alone, unless the result takes more memory than they do: it becomes one."""
+    from .evaluate import eval
+    known: set[Value] = set()
+    wanted: set[Value] = set(outputs)
+    for node in toposort(outputs):
+        leaves = [v for v in node.inputs if v.buffer is not None or v in known]
+        others = [v for v in node.inputs if v.buffer is None and v not in known]
+        results = node.values()
+        if (leaves and all(v.node is not None and v.node.primitive.name == "constant" for v in others)
+                and sum(nbytes(v.shape, v.dtype) for v in results) <= sum(nbytes(v.shape, v.dtype) for v in leaves)):
+            known.update(results)
+        else:
+            wanted.update(leaves)
+    eval([Array.of(v) for v in known & wanted])
+
+
+def common(graph: Graph, node: Node, old: Node) -> Replacement:
+    """What another node computes already."""
+    params = (v or str(v) for v in node.params.values())   # 0.0 is not -0.0
+    twin = graph.seen.setdefault((node.primitive, node.inputs, *params), node)
+    return None if twin is node else dict(zip(old.values(), twin.values(), strict=True))
 
 
 def expand(graph: Graph, node: Node, old: Node) -> Replacement:
     """A fused op without a kernel becomes its definition."""
-    from .array import Array
-    if not _lacks(node, graph.kernels):
-        return None
+    return defined(node, old) if _lacks(node, graph.kernels) else None
+
+
+def defined(node: Node, old: Node) -> Replacement:
     assert node.primitive.definition is not None
     results = node.primitive.definition(*map(Array.of, node.inputs), **node.params)
     results = results if isinstance(results, tuple) else (results,)
@@ -128,10 +160,31 @@ def quantized_linear(graph: Graph, node: Node, old: Node) -> Replacement:
 
 def dense_linear(graph: Graph, node: Node, old: Node) -> Replacement:
     x, b = node.inputs
-    w = _transposed(b)
+    w, rows = _transposed(b), size_of(x.shape[:-1])
     if w is None or x.dtype is not float32:
         return None
+    if w.dtype is float32 and rows >= MANY_ROWS and not any(isinstance(s, Dim) for s in x.shape):
+        return None                                        # matmul is as fast or, with AMX, faster
     return _flat_linear(x, w.shape[0], lambda v: _linear(v, [w], (w.shape[0],)), old.values()[0])
+
+
+def turned_product(graph: Graph, node: Node, old: Node) -> Replacement:
+    """(a b)ᵀ = bᵀ aᵀ, so that the gradient of a weight lies as the weight does."""
+    product, axes = graph.once(node.inputs[0], "matmul"), node.params["axes"]
+    if not product or axes != _last_two_exchanged(axes):
+        return None
+    return {old.values()[0]: apply(TABLE["matmul"], *map(_turned, reversed(product.inputs)))[0]}
+
+
+def _last_two_exchanged(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return (*range(len(axes) - 2), len(axes) - 1, len(axes) - 2)
+
+
+def _turned(v: Value) -> Value:
+    axes = _last_two_exchanged(v.shape)
+    if v.node is not None and v.node.primitive.name == "transpose" and v.node.params["axes"] == axes:
+        return v.node.inputs[0]
+    return apply(TABLE["transpose"], v, axes=axes)[0]
 
 
 def _transposed(b: Value) -> Value | None:
@@ -142,6 +195,8 @@ def _transposed(b: Value) -> Value | None:
         return None
     if b.node is not None and b.node.primitive.name == "transpose":
         w = b.node.inputs[0]
+        if w.node is not None and w.node.primitive.name == "transpose":
+            return None                                    # back again: b is row-major as it is
         if w.node is not None and w.node.primitive.name == "astype" and w.node.inputs[0].dtype in (float16, bfloat16):
             w = w.node.inputs[0]
         return w
@@ -240,9 +295,12 @@ def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]
 
 
 REWRITES: list[tuple[str, tuple[str, ...], Callable[..., Replacement]]] = [
+    ("the same once", (), common),
     ("x * sigmoid(x) is silu", ("multiply",), silu),
     ("quantized_matmul is linear", ("quantized_matmul",), needs_linear(quantized_linear)),
+    ("a product under a transpose", ("transpose",), turned_product),
     ("matmul with a transposed weight is linear", ("matmul",), needs_linear(dense_linear)),
+    ("flat x of several linears once", ("reshape",), common),
     ("linear + bias", ("add",), add_bias),
     ("linears of one x are one", ("linear",), merge),
     ("rms_norm before linear", ("linear",), norm_prologue),

@@ -38,6 +38,7 @@ OPS = {
     "silu": lambda a: a * _sigmoid(a), "gelu": lambda a: a * (1 + erf(a / math.sqrt(2))) / 2,
     "gelu_tanh": lambda a: a * (1 + np.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
     "relu": lambda a: np.maximum(a, 0), "logical_not": np.logical_not, "bit_not": np.invert, "isnan": np.isnan,
+    "conj": np.conj, "imag": np.imag,
     "isinf": np.isinf, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floor_div": _floor_div,
     "remainder": np.remainder, "pow": np.power, "maximum": np.maximum, "minimum": np.minimum, "atan2": np.arctan2,
     "logaddexp": np.logaddexp, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
@@ -59,7 +60,7 @@ def store(out, value):
 
 
 def elementwise(outs, ins, ints, floats):
-    dtype = (np.float32, np.float64, np.int64, np.uint64)[ints[0]]
+    dtype = (np.float32, np.float64, np.int64, np.uint64, np.complex64)[ints[0]]
     count, rest = ints[1], list(ints[3:])
     registers = [load(*i).astype(dtype) for i in ins] + [np.asarray(f, dtype) for f in floats]
     registers += [None] * (64 - len(registers))
@@ -95,8 +96,26 @@ def matmul(outs, ins, ints, floats):
     store(outs[0], a @ b)
 
 
+def random(outs, ins, ints, floats):
+    """Threefry-2x32 of each key, a row of the output's words at a time."""
+    for row, key in zip(outs[0][0], ins[0][0], strict=True):
+        words = -(-row.nbytes // 4)
+        half, odd = divmod(words, 2)
+        first = np.arange(half + odd, dtype=np.uint32)
+        second = np.where(first < half, first + np.uint32(half + odd), 0).astype(np.uint32)
+        keys = [*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
+        first, second = first + keys[0], second + keys[1]
+        for i in range(5):
+            for r in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+                first = first + second
+                second = (second << r | second >> (32 - r)) ^ first
+            first, second = first + keys[(i + 1) % 3], second + keys[(i + 2) % 3] + np.uint32(i + 1)
+        row[...] = np.concatenate([first, second[:half]]).view(row.dtype)[:len(row)]
+
+
 def dequantized(w, scales, biases, bits, group):
-    codes = (w[..., None] >> np.arange(0, 32, bits, dtype=np.uint32) & (1 << bits) - 1).reshape(*w.shape[:-1], -1)
+    stream = np.unpackbits(np.ascontiguousarray(w).view(np.uint8), axis=-1, bitorder="little")
+    codes = stream.reshape(*w.shape[:-1], -1, bits) @ (1 << np.arange(bits))
     s, b = (np.repeat(load(*v).astype(np.float64), group, -1) for v in (scales, biases))
     return codes * s + b
 
@@ -122,16 +141,73 @@ def linear(outs, ins, ints, floats):
         store(out, y)
 
 
-KERNELS = {f.__name__: f for f in (elementwise, reduce, take, matmul, linear)}
+def along(shape, index):
+    """Indices of one axis, the last but one, as an index of all axes."""
+    at = list(np.indices(shape))
+    at[-2] = index.astype(np.int64)
+    return tuple(at)
+
+
+def scatter(outs, ins, ints, floats):
+    x, at = load(*outs[0]), along(ins[0][0].shape, ins[0][0])
+    if ints[0]:
+        (np.add, np.multiply, np.maximum, np.minimum)[ints[0] - 1].at(x, at, load(*ins[1]))
+    else:
+        x[at] = load(*ins[1])
+    store(outs[0], x)
+
+
+def take_along(outs, ins, ints, floats):
+    outs[0][0][...] = ins[0][0][along(ins[1][0].shape, ins[1][0])]
+
+
+def sort(outs, ins, ints, floats):
+    store(outs[0], np.sort(load(*ins[0]), -1))
+
+
+def argsort(outs, ins, ints, floats):
+    store(outs[0], np.argsort(load(*ins[0]), -1, kind="stable"))
+
+
+def scan(outs, ins, ints, floats):
+    op, reverse, exclusive = ints
+    x = np.flip(load(*ins[0]), -2) if reverse else load(*ins[0])
+    y = (np.add, np.multiply, np.maximum, np.minimum, np.logaddexp)[op].accumulate(x, -2, dtype=outs[0][0].dtype)
+    if exclusive:
+        y = np.concatenate([np.full_like(y[..., :1, :], op), y[..., :-1, :]], -2)
+    store(outs[0], np.flip(y, -2) if reverse else y)
+
+
+def conv(outs, ins, ints, floats):
+    stride, before, dilation, spread, (groups, flip) = ints[:3], ints[3:6], ints[6:9], ints[9:12], ints[12:]
+    x, w, out = load(*ins[0]), load(*ins[1]), np.zeros(outs[0][0].shape)
+    places = np.indices(out.shape[1:4])
+    for tap in np.ndindex(*w.shape[1:4]):
+        turned = [k - 1 - t if flip else t for t, k in zip(tap, w.shape[1:4], strict=True)]
+        q = [p * s - b + t * d for p, s, b, t, d in zip(places, stride, before, turned, dilation, strict=True)]
+        inside = np.all([(i >= 0) & (i % a == 0) & (i // a < n) for i, a, n in zip(q, spread, x.shape[1:4],
+                                                                                  strict=True)], 0)
+        at = tuple(np.clip(i // a, 0, n - 1) for i, a, n in zip(q, spread, x.shape[1:4], strict=True))
+        patch = (x[(slice(None), *at)] * inside[..., None]).reshape(*out.shape[:4], groups, -1)
+        weight = w[(slice(None), *tap)].reshape(groups, -1, w.shape[-1])
+        out += np.einsum("npqrgc,goc->npqrgo", patch, weight).reshape(out.shape)
+    store(outs[0], out)
+
+
+KERNELS = {f.__name__: f for f in (elementwise, reduce, take, matmul, linear, random, scatter, take_along, sort,
+                                   argsort, scan, conv)}
 
 
 class NumpyRuntime:
     kernels = frozenset(KERNELS)
     opcodes = {name: i for i, name in enumerate(OPS)}
 
+    def set_host(self, compute):
+        self.compute = compute
+
     def alloc(self, nbytes):
         memory = np.full(nbytes, 0xAB, np.uint8)
-        return SimpleNamespace(pointer=memory.ctypes.data, nbytes=nbytes, memory=memory)
+        return SimpleNamespace(pointer=memory.ctypes.data, nbytes=nbytes, memory=memory, donatable=True)
 
     def load(self, steps, n_buffers, max_dims, arena_bytes):
         return SimpleNamespace(steps=list(steps), arena=np.full(arena_bytes + 1, 0xCD, np.uint8))
@@ -151,5 +227,8 @@ class NumpyRuntime:
 
         with np.errstate(all="ignore"):
             for step in plan.steps:
+                if step.kernel.startswith("host:"):
+                    self.compute(step.ints[0], [array(v)[0] for v in step.outputs], [array(v)[0] for v in step.inputs])
+                    continue
                 KERNELS[step.kernel]([array(v) for v in step.outputs], [array(v) for v in step.inputs], step.ints,
                                      step.floats)

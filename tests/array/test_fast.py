@@ -39,10 +39,84 @@ def test_rope_is_mlx(interleaved, runtime):
     inv_freq = 1 / 10000 ** (np.arange(0, rotary, 2) / rotary)
     theirs = mlx.fast.rope(mlx.array(x.transpose(1, 0, 2))[None], rotary, traditional=interleaved, base=10000.0,
                            scale=1.0, offset=5)
-    ours = mx.fast.rope(mx.array(x), mx.arange(5, 5 + t), mx.array(inv_freq), interleaved=interleaved)
+    ours = mx.fast.rotate(mx.array(x), mx.arange(5, 5 + t), mx.array(inv_freq), interleaved=interleaved)
     close(ours, np.array(theirs[0]).transpose(1, 0, 2))
-    scaled = mx.fast.rope(mx.array(x), mx.arange(5, 5 + t), mx.array(inv_freq), interleaved=interleaved, scale=2.0)
+    scaled = mx.fast.rotate(mx.array(x), mx.arange(5, 5 + t), mx.array(inv_freq), interleaved=interleaved, scale=2.0)
     close(scaled[..., :rotary], np.asarray(ours)[..., :rotary] * 2)
+
+
+@pytest.mark.parametrize("options", [
+    {"traditional": False, "base": 100.0, "offset": 3}, {"traditional": True, "base": 100.0, "offset": 0},
+    {"traditional": False, "base": 100.0, "offset": [1, 5]}, {"traditional": True, "base": None, "offset": 2}], ids=str)
+def test_rope_of_batches_is_mlx(options, runtime):
+    x = normal(2, 3, 5, 16)
+    freqs = None if options["base"] else np.array([1.0, 3.0, 10.0, 30.0, 100.0, 200.0], np.float32)
+    results = []
+    for module in (mx, mlx):
+        offset = options["offset"] if isinstance(options["offset"], int) else module.array(options["offset"])
+        given = options | {"offset": offset, "freqs": None if freqs is None else module.array(freqs)}
+        results.append(np.array(module.fast.rope(module.array(x), 12, scale=0.5, **given)))
+    close(*results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("mask", [None, "causal", "seen", "added"])
+def test_attention_is_mlx(mask, dtype, runtime):
+    q, k, v, sinks = normal(2, 4, 7, 16), normal(2, 2, 9, 16), normal(2, 2, 9, 16), normal(4)
+    masks = {"seen": np.tril(np.ones((7, 9), bool), 1), "added": normal(4, 7, 9)}
+    results = []
+    for module in (mx, mlx):
+        arrays = [module.array(x).astype(getattr(module, dtype)) for x in (q, k, v)]
+        given = module.array(masks[mask]) if mask in masks else mask
+        if mask == "added":
+            given = given.astype(getattr(module, dtype))
+        for s in (None, module.array(sinks).astype(getattr(module, dtype))):
+            out = module.fast.scaled_dot_product_attention(*arrays, scale=0.25, mask=given, sinks=s)
+            results.append(np.array(out.astype(module.float32)))
+    close(results[0], results[2], {"float32": 2e-5, "float16": 4e-3, "bfloat16": 4e-2}[dtype])
+    close(results[1], results[3], {"float32": 2e-5, "float16": 4e-3, "bfloat16": 4e-2}[dtype])
+
+
+def test_gated_delta_rule_is_mlx(runtime):
+    b, t, heads, values, d, e = 2, 4, 2, 4, 8, 6
+    inputs = [normal(b, t, heads, d), normal(b, t, heads, d), normal(b, t, values, e),
+              rng.random((b, t, values), np.float32), rng.random((b, t, values), np.float32)]
+    for state in (None, normal(b, values, e, d)):
+        for mask in (None, rng.random((b, t)) < 0.7):
+            results = []
+            for module in (mx, mlx):
+                rest = [None if x is None else module.array(x) for x in (state, mask)]
+                results.append([np.array(y) for y in module.fast.gated_delta_update(*map(module.array, inputs), *rest)])
+            for ours, theirs in zip(*results, strict=True):
+                close(ours, theirs, 1e-4)
+
+
+def test_gradients_are_torchs(runtime):
+    """Kernels over many blocks, with tails: their value and gradients against PyTorch's autograd in float64."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    nn = torch.nn.functional
+    rows = {"softmax": ([(67, 131)], lambda x: mx.softmax(x, -1), lambda x: torch.softmax(x, -1)),
+            "layer_norm": ([(67, 131), (131,), (131,)], lambda x, w, b: mx.fast.layer_norm(x, w, b, 1e-5),
+                           lambda x, w, b: nn.layer_norm(x, (131,), w, b)),
+            "rms_norm": ([(67, 131), (131,)], lambda x, w: mx.fast.rms_norm(x, w, 1e-5),
+                         lambda x, w: nn.rms_norm(x, (131,), w, 1e-5)),
+            "cross_entropy": ([(67, 2100)], lambda x: mx.fast.cross_entropy(x, mx.arange(67)),
+                              lambda x: nn.cross_entropy(x, torch.arange(67), reduction="none")),
+            "attention": ([(2, 4, 150, 24), (2, 2, 150, 24), (2, 2, 150, 40)],
+                          lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=0.2, mask="causal"),
+                          lambda q, k, v: nn.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.2,
+                                                                          enable_gqa=True))}
+    for name, (shapes, ours, theirs) in rows.items():
+        inputs = [normal(*shape) for shape in shapes]
+        wide = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in inputs]
+        out = theirs(*wide)
+        ct = normal(*out.shape)
+        out.backward(torch.tensor(ct, dtype=torch.float64))
+        values, gradients = mx.vjp(lambda *xs, f=ours: f(*xs), [mx.array(x) for x in inputs], [mx.array(ct)])
+        close(values[0], out.detach().numpy(), 1e-5)
+        for got, want in zip(gradients, wide, strict=True):
+            np.testing.assert_allclose(np.asarray(got), want.grad.numpy(), rtol=2e-4, atol=2e-4, err_msg=name)
 
 
 PAGE, PAGES, KV, D = 32, 5, 2, 16
@@ -82,7 +156,7 @@ def test_cache_and_attention_are_a_plain_loop(kind, options, runtime):
         out = mx.fast.paged_attention(turned, *pages.values(), mx.array(table), *map(ints, (starts, counts, lengths)),
                                       scale=scale, **(options | {"sinks": sinks}), **scales)
         normed = mx.fast.definition("rms_norm")(mx.array(k), k_norm, 1e-6)
-        turned_k = np.asarray(mx.fast.definition("rope")(normed, mx.array(position), inv_freq))
+        turned_k = np.asarray(mx.fast.definition("rotate")(normed, mx.array(position), inv_freq))
         for row, b in enumerate(owner):
             keys[b].append(turned_k[row])
             values[b].append(v[row])
@@ -166,3 +240,14 @@ def test_rewrites_to_linear_change_nothing(name, runtime, monkeypatch):
         executable.run()
         results.append(np.asarray(executable.output(0)))
     close(results[0], results[1], 2e-3)
+
+
+@pytest.mark.parametrize("turned", [(), (0,), (1,), (0, 1)], ids=str)
+def test_large_float_products(turned, runtime):
+    """As exact as float32 sums can be, with tails and every layout; infinity and NaN stay where NumPy has them."""
+    a, b = normal(135, 231), normal(231, 165)
+    x, y = (mx.array(m.T).T if i in turned else mx.array(m) for i, m in enumerate((a, b)))
+    wanted = a.astype(np.float64) @ b
+    assert np.max(np.abs(np.asarray(x @ y) - wanted)) <= 2 * np.max(np.abs(a @ b - wanted))
+    a[3, 5], a[100, 7] = np.inf, np.nan
+    np.testing.assert_array_equal(np.isfinite(np.asarray(mx.array(a) @ y)), np.isfinite(a @ b))
