@@ -1,12 +1,16 @@
-"""Layers on `engine.array`: a tree of modules whose attribute paths are weight names."""
-from .activations import gelu, gelu_approx, silu
+"""Layers on `engine.array`, with MLX's names: a tree of modules whose attribute paths are weight names."""
+# ruff: noqa: F401, F403
+from ..array.trees import tree_flatten, tree_map, tree_map_with_path, tree_merge, tree_reduce, tree_unflatten
+from . import init, losses
+from .activations import *
 from .attention import PAGE, Context, LayerCache, Rope, attend
-from .linear import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
-from .module import Module, swap, tree_flatten, tree_unflatten
-from .norm import LayerNorm, RMSNorm
-
-__all__ = [
-    "PAGE", "Context", "Embedding", "LayerCache", "LayerNorm", "Linear", "Module", "QuantizedEmbedding",
-    "QuantizedLinear", "RMSNorm", "Rope", "attend", "gelu", "gelu_approx", "silu", "swap", "tree_flatten",
-    "tree_unflatten",
-]
+from .convolution import *
+from .dropout import *
+from .init import loading
+from .linear import *
+from .module import Module, checkpoint, swap, value_and_grad
+from .norm import *
+from .positions import *
+from .recurrent import *
+from .resampling import *
+from .transformer import *

@@ -55,6 +55,8 @@ class Rope(NamedTuple):
     inv_freq: mx.Array
     scale: float = 1.0                 # of the rotated channels (yarn's and longrope's attention factor)
     interleaved: bool = False          # pairs are neighbours, not halves
+    far: mx.Array | None = None        # inv_freq where sequences may be longer than `near` tokens
+    near: int = 0
 
 
 def attend(
@@ -64,9 +66,11 @@ def attend(
 ) -> mx.Array:
     """Rotates q (T, H, D) and k (T, K, D), appends k and v to the layer's pages, and attends causally: (T, H, D)."""
     cache = context.layers[layer]
+    long = rope.far is not None and context.page_table.shape[1] * PAGE > rope.near
     q, *pages = mx.fast.rope_append(
-        q, k, v, cache.k, cache.v, context.positions, context.slots, rope.inv_freq, interleaved=rope.interleaved,
-        scale=rope.scale, q_norm=q_norm, k_norm=k_norm, eps=eps, k_scales=cache.k_scales, v_scales=cache.v_scales,
+        q, k, v, cache.k, cache.v, context.positions, context.slots, rope.far if long else rope.inv_freq,
+        interleaved=rope.interleaved, scale=rope.scale, q_norm=q_norm, k_norm=k_norm, eps=eps,
+        k_scales=cache.k_scales, v_scales=cache.v_scales,
     )
     context.layers[layer] = cache = LayerCache(*pages)
     return mx.fast.paged_attention(

@@ -1,6 +1,4 @@
-"""The module tree, and layers against NumPy in float64."""
-import math
-
+"""What language models use: paths of weights, quantized layers, the context of a step."""
 import numpy as np
 import pytest
 
@@ -22,58 +20,8 @@ def test_paths_are_weight_names() -> None:
     assert [path for path, _ in Pair().named_modules()] == ["", "layers.0", "layers.1", "norm"]
 
 
-def test_parameters_and_update() -> None:
-    pair = Pair()
-    tree = pair.parameters()
-    assert tree["layers"][1]["weight"].shape == (2, 3) and nn.tree_unflatten(nn.tree_flatten(tree)) == tree
-    pair.update({"norm": {"weight": mx.array([2.0, 3.0])}})
-    assert pair.norm.weight.tolist() == [2.0, 3.0]
-
-
-@pytest.mark.parametrize(("weights", "strict", "message"), [
-    ({}, True, "4 missing: layers.0.bias, layers.0.weight, layers.1.weight, norm.weight"),
-    ({"norm.bias": (2,)}, False, "1 unexpected: norm.bias"),
-    ({"norm.weight": (3,)}, False, r"1 of another shape: norm.weight \(3,\), wanted \(2,\)"),
-])
-def test_load_weights_names_what_is_wrong(weights: dict, strict: bool, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Pair().load_weights([(name, mx.zeros(shape)) for name, shape in weights.items()], strict)
-
-
-def test_load_weights_keeps_dtypes_and_buffers() -> None:
-    weight = mx.zeros((2,), dtype=mx.float16)
-    assert Pair().load_weights([("norm.weight", weight)], strict=False).norm.weight is weight
-
-
-def test_swap_replaces_where_asked() -> None:
-    pair = nn.swap(Pair(), lambda path, module: nn.Linear(3, 5) if path == "layers.1" else None)
-    assert [layer.weight.shape for layer in pair.layers] == [(3, 4), (5, 3)]
-
-
 def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def layer_norm(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w + b
-
-
-LAYERS = {
-    "linear": (nn.Linear(16, 8), lambda x, w, b: x @ w.T + b),
-    "linear without bias": (nn.Linear(16, 8, bias=False), lambda x, w: x @ w.T),
-    "rms_norm": (nn.RMSNorm(16), lambda x, w: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w),
-    "layer_norm": (nn.LayerNorm(16), layer_norm),
-}
-
-
-@pytest.mark.parametrize("row", LAYERS)
-def test_layer(row: str) -> None:
-    layer, definition = LAYERS[row]
-    drawn = {name: draw(*w.shape) for name, w in layer.named_parameters()}
-    layer.load_weights([(name, mx.array(w)) for name, w in drawn.items()])
-    x = draw(5, 16)
-    wanted = definition(*(a.astype(np.float64) for a in (x, *drawn.values())))
-    np.testing.assert_allclose(np.asarray(layer(mx.array(x))), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -95,16 +43,6 @@ def test_quantized_twins(bits: int) -> None:
     dense = np.asarray(mx.dequantize(twin.weight, twin.scales, twin.biases, 32, bits))
     np.testing.assert_allclose(np.asarray(twin.as_linear(x)), np.asarray(x) @ dense.T, atol=5e-3)
     np.testing.assert_allclose(np.asarray(table.as_linear(x)), np.asarray(x) @ np.asarray(table.weight).T, atol=1e-4)
-
-
-@pytest.mark.parametrize(("name", "definition"), [
-    ("silu", lambda x: x / (1 + np.exp(-x))),
-    ("gelu", lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2),
-    ("gelu_approx", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
-])
-def test_activation(name: str, definition) -> None:
-    x = 3 * draw(100)
-    np.testing.assert_allclose(np.asarray(getattr(nn, name)(mx.array(x))), definition(x.astype(np.float64)), atol=3e-6)
 
 
 def test_context_of_one_sequence() -> None:
