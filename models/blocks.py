@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 from ..engine import array as mx
 from ..engine import nn
@@ -13,33 +15,52 @@ from ..engine.errors import UserError
 from .config import Config
 from .rope import rope
 
+Norm = Callable[[int, float], Any]     # (channels, eps) to a module
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "gelu_pytorch_tanh": nn.gelu_approx, "gelu_new": nn.gelu_approx}
 
 
+class OffsetNorm(nn.RMSNorm):
+    """Gemma keeps a norm's weight as its distance from 1."""
+
+    @property
+    def scale(self) -> mx.Array:
+        return 1.0 + self.weight
+
+    def __call__(self, x: mx.Array) -> mx.Array:
+        return mx.fast.rms_norm(x, self.scale, self.eps)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention over pages; `layer` is its place in the context's caches."""
+    """Grouped-query attention over pages; `layer` is its place in the context's caches. norm: of heads' q and k."""
 
     def __init__(self, config: Config, layer: int, rope: nn.Rope, *, window: int = 0, softcap: float = 0.0,
-                 qk_norm: bool = False):
+                 scale: float = 0.0, out_bias: bool | None = None, norm: Norm | None = None):
         channels, heads, kv_heads, dim = (
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         )
         self.layer, self.head_dim, self.window, self.softcap = layer, dim, window, softcap
-        self.scale, self.eps, self._rope = dim**-0.5, config.rms_norm_eps, rope
+        self.scale, self.eps, self._rope = scale or dim**-0.5, config.rms_norm_eps, rope
         self.q_proj = nn.Linear(channels, heads * dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(channels, kv_heads * dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(channels, kv_heads * dim, bias=config.attention_bias)
-        self.o_proj = nn.Linear(heads * dim, channels, bias=config.attention_bias)
-        self.q_norm = nn.RMSNorm(dim, config.rms_norm_eps) if qk_norm else None
-        self.k_norm = nn.RMSNorm(dim, config.rms_norm_eps) if qk_norm else None
+        self.o_proj = nn.Linear(heads * dim, channels, bias=config.attention_bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = (norm(dim, config.rms_norm_eps) if norm else None for _ in "qk")
+
+    def qkv(self, x: mx.Array) -> tuple[mx.Array, mx.Array, mx.Array]:
+        """(T, C) to q (T, H, D), k and v (T, K, D)"""
+        q, k, v = (p(x).reshape(x.shape[0], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return q, k, v
+
+    def norms(self) -> list[mx.Array | None]:
+        """The weights by which each head's q and k are normed."""
+        return [None if n is None else n.scale if isinstance(n, OffsetNorm) else n.weight
+                for n in (self.q_norm, self.k_norm)]
 
     def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
-        tokens = x.shape[0]
-        q, k, v = (p(x).reshape(tokens, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q_norm, k_norm = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
+        (q, k, v), (q_norm, k_norm) = self.qkv(x), self.norms()
         y = nn.attend(q, k, v, context, self.layer, self._rope, scale=self.scale, window=self.window,
                       softcap=self.softcap, q_norm=q_norm, k_norm=k_norm, eps=self.eps)
-        return self.o_proj(y.reshape(tokens, -1))
+        return self.o_proj(y.reshape(x.shape[0], -1))
 
 
 class MLP(nn.Module):
@@ -58,47 +79,87 @@ class MLP(nn.Module):
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
+# Where a block has norms, and what checkpoints call them: before and after attention, before and after the MLP.
+Norms = tuple[str, str, str, str]
+BEFORE: Norms = ("input_layernorm", "", "post_attention_layernorm", "")
+AFTER: Norms = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+AROUND: Norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+                 "post_feedforward_layernorm")
 
-    def __init__(self, config: Config, self_attn: nn.Module, mlp: nn.Module):
-        self.self_attn, self.mlp = self_attn, mlp
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+class Block(nn.Module):
+    """Attention and MLP, each with its norms and beside a residual."""
+
+    def __init__(self, config: Config, self_attn: nn.Module, mlp: nn.Module, *, norms: Norms = BEFORE,
+                 norm: Norm = nn.RMSNorm, residual: float = 1.0):
+        self.self_attn, self.mlp, self._norms, self.residual = self_attn, mlp, norms, residual
+        for name in filter(None, norms):
+            setattr(self, name, norm(config.hidden_size, config.rms_norm_eps))
 
     def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
-        x = x + self.self_attn(self.input_layernorm(x), context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        before, after, before_mlp, after_mlp = (getattr(self, name) if name else _same for name in self._norms)
+        x = x + self._scaled(after(self.self_attn(before(x), context)))
+        return x + self._scaled(after_mlp(self.mlp(before_mlp(x))))
+
+    def _scaled(self, x: mx.Array) -> mx.Array:
+        return x if self.residual == 1.0 else x * self.residual
+
+
+def _same(x: mx.Array) -> mx.Array:
+    return x
 
 
 class Trunk(nn.Module):
     """What checkpoints keep under `model.`: the embedding, the layers, the last norm."""
 
-    def __init__(self, config: Config, layers: list[nn.Module]):
+    def __init__(self, config: Config, layers: list[nn.Module], norm: nn.Module):
         self.embed_tokens: nn.Embedding | nn.QuantizedEmbedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = layers
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers, self.norm = layers, norm
 
 
 class Decoder(nn.Module):
-    """Token ids to logits. A family overrides what differs: `config_class`, `window`, `block`, `sanitize`."""
+    """Token ids to logits. A family overrides what differs: the class's fields and methods down to `sanitize`."""
 
     config_class: type[Config] = Config
+    norms: Norms = BEFORE
+    norm: Norm = nn.RMSNorm
+    qk_norm = False
+    softcap = 0.0                    # of the logits
 
     def __init__(self, config: Config):
-        self.config, self._rope = config, rope(config)
-        self.model = Trunk(config, [self.block(i) for i in range(config.num_hidden_layers)])
+        self.config = config
+        self._ropes = {kind: self.rope(kind) for kind in set(config.layer_types) or {""}}
+        blocks: list[nn.Module] = [self.block(i) for i in range(config.num_hidden_layers)]
+        self.model = Trunk(config, blocks, self.norm(config.hidden_size, config.rms_norm_eps))
         head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head = None if config.tie_word_embeddings else head
 
+    def rope(self, layer_type: str) -> nn.Rope:
+        """The rotary table of layers of this kind."""
+        return rope(self.config, layer_type)
+
+    def kind(self, layer: int) -> str:
+        return self.config.layer_types[layer] if self.config.layer_types else ""
+
     def window(self, layer: int) -> int:
         """Tokens that a layer looks back, 0 for all."""
-        sliding = self.config.layer_types and self.config.layer_types[layer] == "sliding_attention"
-        return self.config.sliding_window if sliding else 0
+        return self.config.sliding_window if self.kind(layer) == "sliding_attention" else 0
+
+    def attention(self, layer: int, **options: Any) -> nn.Module:
+        return Attention(self.config, layer, self._ropes[self.kind(layer)], window=self.window(layer),
+                         norm=self.norm if self.qk_norm else None, **options)
+
+    def mlp(self, layer: int) -> nn.Module:
+        return MLP(self.config)
 
     def block(self, layer: int) -> nn.Module:
-        attention = Attention(self.config, layer, self._rope, window=self.window(layer))
-        return Block(self.config, attention, MLP(self.config))
+        return Block(self.config, self.attention(layer), self.mlp(layer), norms=self.norms, norm=self.norm)
+
+    def embed(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
+        return self.model.embed_tokens(tokens).astype(mx.float32)
+
+    def head(self, x: mx.Array) -> mx.Array:
+        return self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
 
     def sanitize(self, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
         """Checkpoint names and values to this tree's: what old checkpoints hold beyond it is left out."""
@@ -116,11 +177,12 @@ class Decoder(nn.Module):
         Without a context the tokens are one sequence from its start, and nothing is kept.
         """
         context = context or self._alone(tokens.shape[0])
-        x = self.model.embed_tokens(tokens).astype(mx.float32)
+        x = self.embed(tokens, context)
         for layer in self.model.layers:
             x = layer(x, context)
         x = self.model.norm(x if rows is None else mx.take(x, rows, axis=0))
-        return self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
+        logits = self.head(x)
+        return mx.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     def _alone(self, tokens: int) -> nn.Context:
         pages = math.ceil(tokens / nn.PAGE)

@@ -26,6 +26,9 @@ class Config:
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     sliding_window: int = 0                 # 0: none
+    sliding_window_pattern: int = 0         # every so many layers, one sees everything
+    original_max_position_embeddings: int = 0
+    partial_rotary_factor: float = 1.0
     layer_types: list[str] = field(default_factory=list)
     rope_parameters: dict[str, Any] = field(default_factory=dict)
     eos_token_id: list[int] = field(default_factory=list)
@@ -39,6 +42,9 @@ class Config:
             self._need(name, self._count(name) >= (name == "head_dim"), "a whole number")
         shared = self._count("num_key_value_heads") > 0 and self.num_attention_heads % self.num_key_value_heads == 0
         self._need("num_key_value_heads", shared, f"a divisor of num_attention_heads = {self.num_attention_heads}")
+        if self.sliding_window_pattern and not self.layer_types:
+            full = [(i + 1) % self.sliding_window_pattern == 0 for i in range(self.num_hidden_layers)]
+            self.layer_types = ["full_attention" if f else "sliding_attention" for f in full]
         fits = len(self.layer_types) in (0, self.num_hidden_layers)
         self._need("layer_types", fits, f"{self.num_hidden_layers} entries")
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from ..engine import array as mx
 from ..engine.errors import UserError
 from .hub import PATTERNS
-from .safetensors import DTYPES, Writer
+from .safetensors import Writer
 from .weights import Part, Weights, read
 
 DROPPED = ("rotary_emb.inv_freq",)  # computed, not weights
-FLOATS = {DTYPES[code].name: DTYPES[code] for code in ("F16", "BF16", "F32")}
+FLOATS = {dtype.name: dtype for dtype in (mx.float16, mx.bfloat16, mx.float32)}
 
 Progress = Callable[[int, int], None]  # weights done, weights in all
 

@@ -18,7 +18,10 @@ from .weights import Weights
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-FAMILIES = ("llama", "mistral")  # one file each, named after config.json's model_type
+FAMILIES = (  # one file each, named after config.json's model_type
+    "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+)
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
 CONTEXT = 4096  # tokens of cache that must find room beside the weights
 
@@ -49,10 +52,12 @@ def build(files: Weights) -> Decoder:
         raise UserError(what, "take the unquantized model; llm convert -q quantizes it")
     model_class = family(str(raw.get("model_type")))
     eos = files.generation_config.get("eos_token_id") or raw.get("eos_token_id")
-    model = model_class(model_class.config_class.from_dict({**raw, "eos_token_id": eos}))
+    with nn.loading():
+        model = model_class(model_class.config_class.from_dict({**raw, "eos_token_id": eos}))
     foresee(files, model)
     tensors = model.sanitize(files.tensors)
-    nn.swap(model, lambda path, module: _quantized(path, module, tensors))
+    with nn.loading():
+        nn.swap(model, lambda path, module: _quantized(path, module, tensors))
     try:
         model.load_weights(tensors.items())
     except ValueError as error:
@@ -64,9 +69,9 @@ def build(files: Weights) -> Decoder:
 def _quantized(path: str, module: nn.Module, tensors: dict[str, mx.Array]) -> nn.Module | None:
     """The quantized twin of a layer that has scales. Shapes say the format; configs have been wrong about it."""
     scales, weight = tensors.get(f"{path}.scales"), tensors.get(f"{path}.weight")
-    if scales is None or weight is None or not isinstance(module, nn.Linear | nn.Embedding):
+    if scales is None or weight is None or not hasattr(module, "to_quantized"):
         return None
-    columns, affine = module.weight.shape[1], f"{path}.biases" in tensors
+    columns, affine = module.weight.shape[-1], f"{path}.biases" in tensors
     bits, group_size = weight.shape[-1] * 32 / columns, columns / scales.shape[-1]
     if not affine or bits not in BITS or group_size not in GROUPS:
         found = f"{bits:g} bits in groups of {group_size:g}{'' if affine else ' without biases'}"

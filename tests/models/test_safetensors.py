@@ -87,7 +87,7 @@ BAD = {  # id: (bytes of the file, the message)
     "list": (file([1, 2]), "header: found list"),
     "entry": (file({"t": 3}), "tensor t: found 3, wanted dtype, shape and data_offsets"),
     "twice": (file(TWICE), "a name occurs twice"),
-    "dtype": (file(entry("F8_E4M3")), "tensor t has dtype F8_E4M3; supported: BOOL, F16"),
+    "dtype": (file(entry("F8_E4M3")), "tensor t has dtype F8_E4M3; supported: BOOL, U8"),
     "dtype-kind": (file(entry([1])), r"tensor t has dtype \[1\]"),
     "shape-kind": (file(entry(shape="4")), "tensor t, shape: found 4, wanted a list of sizes"),
     "negative": (file(entry(shape=[-4])), r"tensor t, shape: found \[-4\]"),
