@@ -17,6 +17,9 @@ lint: $(VENV)/test
 	mkdir -p .typing/lazulite && for part in $(PARTS); do ln -sfn ../../$$part .typing/lazulite/$$part; done
 	MYPYPATH=.typing $(BIN)/mypy -p lazulite
 
+sanitize: $(VENV)/test
+	tests/sanitize.sh $(BIN)/python
+
 bench: $(VENV)/model
 	$(BIN)/python bench/compare.py
 
@@ -39,4 +42,4 @@ $(VENV)/model: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .typing build dist
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint sanitize bench wheel clean
