@@ -2,6 +2,7 @@
 driver. A rule looks at a node and returns what replaces its results, or None."""
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -290,6 +291,54 @@ def silu(graph: Graph, node: Node, old: Node) -> Replacement:
     return None
 
 
+def gelu(graph: Graph, node: Node, old: Node) -> Replacement:
+    """0.5 x (1 + tanh(c (x + d x³))), GELU's approximation as it is written out"""
+    half, found = _factors(node.values()[0])
+    for x, gate in (found, found[::-1]) if len(found) == 2 and half == 0.5 else ():
+        tanh = next((t for t in _terms(gate, 1.0) if t.node is not None and t.node.primitive.name == "tanh"), None)
+        slope, inner = _factors(tanh.node.inputs[0]) if tanh is not None and tanh.node is not None else (0.0, [])
+        if len(inner) != 1 or not math.isclose(slope, math.sqrt(2 / math.pi), rel_tol=1e-4):
+            continue
+        for cube in _terms(inner[0], x):
+            factor, xs = _factors(cube)
+            if xs == [x, x, x] and math.isclose(factor, 0.044715, rel_tol=1e-4):
+                return {old.values()[0]: apply(TABLE["gelu_tanh"], x)[0]}
+    return None
+
+
+def _scalar(value: Value) -> float | None:
+    """The number that every element is."""
+    while value.node is not None and value.node.primitive.name in ("broadcast_to", "astype"):
+        value = value.node.inputs[0]
+    constant = value.node is not None and value.node.primitive.name == "constant"
+    return float(value.node.params["value"]) if constant else None  # type: ignore[union-attr]
+
+
+def _factors(value: Value) -> tuple[float, list[Value]]:
+    """A product's number and its other factors; powers of 2 and 3 are products."""
+    number, rest, open_ = 1.0, [], [value]
+    while open_ and len(rest) < 4:                         # more are of no use to anybody
+        v = open_.pop()
+        name, inputs = (v.node.primitive.name, v.node.inputs) if v.node is not None else ("", ())
+        if (scalar := _scalar(v)) is not None:
+            number *= scalar
+        elif name == "multiply":
+            open_ += inputs
+        elif name == "square" or name == "power" and _scalar(inputs[1]) in (2.0, 3.0):
+            open_ += [inputs[0]] * (2 if name == "square" else int(_scalar(inputs[1]) or 0))
+        else:
+            rest.append(v)
+    return number, rest
+
+
+def _terms(value: Value, one: float | Value) -> list[Value]:
+    """What a sum adds to `one`, a number or a value."""
+    if value.node is None or value.node.primitive.name != "add":
+        return []
+    a, b = value.node.inputs
+    return [y for x, y in ((a, b), (b, a)) if (x is one if isinstance(one, Value) else _scalar(x) == one)]
+
+
 def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]:
     return lambda graph, node, old: rule(graph, node, old) if "linear" in graph.kernels else None
 
@@ -297,6 +346,7 @@ def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]
 REWRITES: list[tuple[str, tuple[str, ...], Callable[..., Replacement]]] = [
     ("the same once", (), common),
     ("x * sigmoid(x) is silu", ("multiply",), silu),
+    ("0.5 x (1 + tanh(…)) is gelu_tanh", ("multiply",), gelu),
     ("quantized_matmul is linear", ("quantized_matmul",), needs_linear(quantized_linear)),
     ("a product under a transpose", ("transpose",), turned_product),
     ("matmul with a transposed weight is linear", ("matmul",), needs_linear(dense_linear)),

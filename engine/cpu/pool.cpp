@@ -1,4 +1,4 @@
-// Threads, barriers and the cores that we may use. A wait spins for 30 µs at most (a step's imbalance is shorter), then
+// Threads, barriers and the cores that we may use. A wait spins for 8 µs at most (a step's imbalance is shorter), then
 // sleeps: a busy machine slows down, it does not collapse. Yielding instead gives away a time slice of milliseconds.
 #include "pool.h"
 
@@ -108,7 +108,7 @@ int usable_cores() {
 
 Pool::Pool(int threads)
     : size_(threads),
-      spins_(pauses_in(30)),
+      spins_(pauses_in(8)),
       patience_(threads, Patience{spins_}),
       local_(threads, nullptr) {
   // A team of all cores stays one on each: Linux likes to wake a thread on its waker's core, where they take turns.

@@ -289,3 +289,16 @@ def test_a_run_costs_little_python():
     for _ in range(1000):
         exe.run(T=1)
     assert time.perf_counter() - start < 0.1                # 100 µs a run, native work and a busy machine included
+
+
+@pytest.mark.parametrize("cube", [lambda x: x * x * x, lambda x: x**3, lambda x: mx.square(x) * x])
+def test_gelu_written_out_is_one_instruction(cube) -> None:
+    x = mx.placeholder((64,), mx.float32)
+    plan = mx.lower([0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * cube(x))))], [x])
+    assert [i for i in plan.steps[0].ints if isinstance(i, str)] == ["gelu_tanh"]
+
+
+def test_what_is_nearly_gelu_stays_what_it_is() -> None:
+    x = mx.placeholder((64,), mx.float32)
+    plan = mx.lower([0.5 * x * (1 + mx.tanh(0.8 * (x + 0.044715 * x * x * x)))], [x])
+    assert "tanh" in plan.steps[0].ints
