@@ -35,7 +35,6 @@ def test_every_example_is_tested():
 
 
 def test_digits():
-    pytest.importorskip("sklearn")
     assert run("digits_mlp", "--epochs", 10) > 0.95
 
 
@@ -45,7 +44,6 @@ def test_pendulum():
 
 
 def test_wrong_labels_have_large_gradients():
-    pytest.importorskip("sklearn")
     assert run("per_example", "--epochs", 6) > 0.7
 
 
