@@ -316,7 +316,8 @@ def _scalar(value: Value) -> float | None:
 
 def _factors(value: Value) -> tuple[float, list[Value]]:
     """A product's number and its other factors; powers of 2 and 3 are products."""
-    number, rest, open_ = 1.0, [], [value]
+    rest: list[Value] = []
+    number, open_ = 1.0, [value]
     while open_ and len(rest) < 4:                         # more are of no use to anybody
         v = open_.pop()
         name, inputs = (v.node.primitive.name, v.node.inputs) if v.node is not None else ("", ())
