@@ -71,7 +71,7 @@ LZ_LANES_2(fmod)
 struct LogParts { f32x e, f, tail; };  // log(x) = e ln 2 + f + tail
 LZ_INLINE LogParts log_parts(f32x x) {
   const i32x tiny = x < splat(0x1p-126f);
-  const i32x bits = (i32x)choose(tiny, x * 0x1p23f, x) - 0x3f3504f3;
+  const i32x bits = (i32x)((u32x)choose(tiny, x * 0x1p23f, x) - 0x3f3504f3);  // unsigned: it wraps for -0
   const f32x e = __builtin_convertvector((bits >> 23) - (tiny & 23), f32x);
   const f32x f = (f32x)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f, z = f * f;
   const f32x p = polynomial({7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
