@@ -6,7 +6,7 @@
 
 Each contestant is a process of its own, so that no thread pool disturbs another. Results are compared with NumPy's
 first. A turn is the fastest of some runs; the table has medians of turns. Limits, measured before and after: bytes/s
-read from, or copied in, DRAM, and operations/s (kernels/streams.cpp). A large last-level cache may hold these arrays:
+read from, or copied in, DRAM, and operations/s (roofline.cpp). A large last-level cache may hold these arrays:
 then the rate may be above that.
 """
 
@@ -300,10 +300,10 @@ def main() -> None:
     if args.serve:
         return serve(args.serve, args.threads)
     load = os.getloadavg()[0]
-    streams, build = CACHE / "streams", f"{os.environ.get('CXX', 'c++')} -O3 -march=native -pthread"
-    once(streams, f"{build} {quote(str(HERE / 'kernels/streams.cpp'))} -o {quote(str(streams))}")
+    roofline, build = CACHE / "roofline", f"{os.environ.get('CXX', 'c++')} -O3 -march=native -pthread"
+    once(roofline, f"{build} {quote(str(HERE / 'roofline.cpp'))} -o {quote(str(roofline))}")
     limits: Callable[[], dict[str, float]] = lambda: json.loads(  # noqa: E731
-        subprocess.run([str(streams), str(args.threads)], capture_output=True, check=True).stdout
+        subprocess.run([str(roofline), str(args.threads), str(4 * N)], capture_output=True, check=True).stdout
     )
     names = [case for case in CASES if any(word in case for word in args.only.split(","))]
     before = limits()

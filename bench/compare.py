@@ -212,7 +212,7 @@ def ceilings(folder: Path, machine: dict[str, float]) -> dict[str, float]:
     def ceiling(prompt: int = 0, new: int = 0, depth: int = 0, batch: int = 1) -> float:
         if prompt:
             return machine["int8"] / (2 * linear)
-        return batch * machine["memory"] / (weights + batch * (depth + new / 2) * cache)
+        return batch * machine["read_1GB"] / (weights + batch * (depth + new / 2) * cache)
 
     return {test: ceiling(**request) for test, request in TESTS.items()}
 
@@ -261,7 +261,7 @@ def report(results: Results, chosen: dict[str, dict[str, Worker]], machine: dict
     return (
         f"## {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {commit()}\n\n"
         f"{cpu_name()}, {args.threads} threads, load {args.load:.1f} before, medians of {args.rounds}. Limits: "
-        f"memory at {machine['memory'] / 1e9:.1f} GB/s (as little as the weights: {machine['weights'] / 1e9:.1f}), "
+        f"memory at {machine['read_1GB'] / 1e9:.1f} GB/s (as little as the weights: {machine['read'] / 1e9:.1f}), "
         f"int8 {machine['int8'] / 1e12:.2f} TOPS ({machine['int8_unit']}).\n\n"
         f"{table(results, list(chosen), limits)}\n\n"
         + "".join(f"* {about}: {', '.join(tests)}\n" for about, tests in used.items())
@@ -296,7 +296,7 @@ def main() -> None:
     samples, machine = measure(chosen, args.rounds, [str(roofline), str(args.threads), str(weights)])
     (CACHE / "samples.json").write_text(json.dumps([samples, machine]))
     results = {test: {name: median(values) for name, values in by.items()} for test, by in samples.items()}
-    middle = machine[0] | {key: median(m[key] for m in machine) for key in ("memory", "weights", "int8")}
+    middle = machine[0] | {key: median(m[key] for m in machine) for key in ("read_1GB", "read", "int8")}
     text = report(results, chosen, middle, args)
     print(text)
     if not args.dry_run:

@@ -196,20 +196,24 @@ def toposort(roots: Iterable[Value]) -> list[Node]:
     """Nodes in the order of evaluation. Of several roots clearly shallower ones come first: of gradients those of the
     last layers, so that what they read does not stay in memory until the end."""
     roots = list(roots)
-    order = _postorder(roots)
+    order = postorder(roots)
     if len(roots) < 2:
         return order
     depth: dict[Node | None, int] = {None: 0}
     for node in order:
         depth[node] = 1 + max((depth[v.node] for v in node.inputs), default=0)
-    return _postorder(sorted(roots, key=lambda v: depth[v.node] // 8))
+    return postorder(sorted(roots, key=lambda v: depth[v.node] // 8))
 
 
-def _postorder(roots: list[Value]) -> list[Node]:
-    """Without recursion: graphs can be deep."""
+def postorder(roots: Iterable[Value], behind: Callable[[Value], Node | None] = lambda value: value.node) -> list[Node]:
+    """The nodes `behind` the roots, each after those of its inputs. Without recursion: graphs can be deep."""
     order: list[Node] = []
     seen: set[Node] = set()
-    stack = [(v.node, False) for v in reversed(roots) if v.node is not None]
+
+    def unseen(values: Iterable[Value]) -> list[tuple[Node, bool]]:
+        return [(node, False) for v in values if (node := behind(v)) is not None and node not in seen]
+
+    stack = unseen(reversed(list(roots)))
     while stack:
         node, ready = stack.pop()
         if ready:
@@ -217,7 +221,7 @@ def _postorder(roots: list[Value]) -> list[Node]:
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack += [(v.node, False) for v in reversed(node.inputs) if v.node is not None and v.node not in seen]
+            stack += unseen(reversed(node.inputs))
     return order
 
 

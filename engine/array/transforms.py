@@ -13,7 +13,7 @@ from . import ops
 from .array import Array
 from .containers import arrays_of, items_of, rebuild, structure_of
 from .dtypes import bool_
-from .node import TRACING, Aval, Node, Primitive, Value, apply, show
+from .node import TRACING, Aval, Node, Primitive, Value, apply, postorder, show
 from .operands import array_of, axis_of
 from .primitives import TABLE, make, row, total
 from .trees import tree_flatten
@@ -34,32 +34,12 @@ class Graph:
         self.tracers, self.outputs = tracers, outputs
         live = set(tracers)
         self.steps: list[tuple[Node, tuple[Value, ...]]] = []
-        for node in _between(live, outputs):
+        evaluated = postorder(outputs, lambda v: None if v in live else v.node or v.trace)  # while tracing, too
+        for node in evaluated:
             if not live.isdisjoint(node.inputs):
                 self.steps.append((node, node.inputs))
                 live.update(v for ref in node.results if (v := ref()) is not None)
         self.live = live
-
-
-def _between(tracers: set[Value], outputs: Iterable[Value]) -> list[Node]:
-    """The nodes behind the outputs in the order of evaluation, those of leaves that were evaluated while tracing too,
-    as far as the tracers."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-
-    def behind(values: Iterable[Value]) -> list[tuple[Node, bool]]:
-        return [(n, False) for v in values if v not in tracers and (n := v.node or v.trace) and n not in seen]
-
-    stack = behind(reversed(list(outputs)))
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack += behind(reversed(node.inputs))
-    return order
 
 
 def _argument(value: Value) -> Value:

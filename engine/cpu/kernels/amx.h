@@ -2,19 +2,12 @@
 // Weights of any kind become panels [K / 32][2][16 pairs of k][16 rows][2], that is tiles as the unit wants them.
 #pragma once
 #include "qdot.h"
+#include "tiles.h"
 #if defined(__AMX_BF16__)
 
 LZ_NAMESPACE_BEGIN
 
 constexpr int AMX_TOKENS = 32, AMX_ROWS = 32;
-
-LZ_INLINE void amx_begin() {
-  struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {};
-  config.palette = 1;
-  for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
-  // GCC 12's intrinsics do not say that ldtilecfg reads 64 bytes, nor that tiles are loaded from memory
-  asm volatile("ldtilecfg %0" : : "m"(config));
-}
 
 // x[0..K) -> token t of a block [K / 32][32 tokens][32] of bf16, and if SPLIT, `rest` bytes after it, of what bf16 left of x.
 template <bool SPLIT> static void amx_row(const float* x, int64_t K, int64_t rest, char* acts, int64_t t) {
@@ -73,14 +66,7 @@ static void amx_expand(const char* codes, int64_t stride, int64_t K, int group, 
 template <bool SPLIT>
 static void amx_tile(const uint32_t* panel, int64_t K, const char* acts, bool half, int64_t rest, float* y, bool add) {
   constexpr int STEP = AMX_ROWS * 4;
-  float* y1 = y + 16 * AMX_ROWS;
-  asm volatile("" : : : "memory");
-  if (add) {
-    _tile_loadd(0, y, STEP); _tile_loadd(1, y + 16, STEP);
-    _tile_loadd(2, y1, STEP); _tile_loadd(3, y1 + 16, STEP);
-  } else {
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  }
+  load_c(y, STEP, add);
   for (int64_t k = 0; k < K; k += 32, panel += 512, acts += 2048) {
     _tile_loadd(6, panel, 64);
     _tile_loadd(7, panel + 256, 64);
@@ -95,8 +81,7 @@ static void amx_tile(const uint32_t* panel, int64_t K, const char* acts, bool ha
       }
     });
   }
-  if (!half) { _tile_stored(2, y1, STEP); _tile_stored(3, y1 + 16, STEP); }
-  _tile_stored(0, y, STEP); _tile_stored(1, y + 16, STEP);
+  store_c(y, STEP, half);
 }
 
 LZ_NAMESPACE_END

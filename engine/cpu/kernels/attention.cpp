@@ -13,6 +13,7 @@
 //
 // Work is one line: the pages of every (sequence, tile, kv head), weighed by rows, cut into even chunks. A cut may fall
 // inside an item; then its parts leave (m, l, o) in shared memory, and the thread that finishes last merges them.
+#include "tiles.h"
 #include "vectors.h"
 
 LZ_NAMESPACE_BEGIN
@@ -210,15 +211,6 @@ template <class T> static void expand(const T* from, float* to, int64_t n) {
 #if defined(__AMX_BF16__)
 // AMX: tiles of 16 rows of 64 bytes; a product takes 16 rows x 32 bf16 of `a` and 16 pairs x 16 columns of `b`.
 constexpr bool HAS_TILES = true;
-LZ_INLINE void settle() { asm volatile("" ::: "memory"); }  // tile loads do not tell the compiler what they read
-static void close_tiles() { _tile_release(); }
-
-static void open_tiles() {
-  alignas(64) uint8_t shape[64] = {1};
-  for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
-  _tile_loadconfig(shape);
-}
-
 // x as two bf16 whose sum has 16 bits, so that scores are as good as k's rounding.
 LZ_INLINE void split(vec x, bf16* high, bf16* low) {
   const vec top = (vec)((ivec)x & -65536);
@@ -253,13 +245,7 @@ template <class T> static void pair_up(const T* k, const T* v, bf16* k2, bf16* v
 // bytes.
 static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as, const bf16* b, int64_t bs,
                          int64_t b_step, int depth, float* c, int64_t cs) {
-  char *c0 = (char*)c, *c1 = c0 + 16 * cs;
-  settle();
-  if (add) {
-    _tile_loadd(0, c0, cs); _tile_loadd(1, c0 + 64, cs); _tile_loadd(2, c1, cs); _tile_loadd(3, c1 + 64, cs);
-  } else {
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  }
+  load_c(c, cs, add);
   for (int k = 0; k < depth; k++) {
     const char *bk = (const char*)b + k * b_step, *parts[] = {(const char*)a, (const char*)a_low};
     _tile_loadd(6, bk, bs); _tile_loadd(7, bk + 64, bs);
@@ -269,7 +255,7 @@ static void tile_product(bool add, const bf16* a, const bf16* a_low, int64_t as,
       _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, c0, cs); _tile_stored(1, c0 + 64, cs); _tile_stored(2, c1, cs); _tile_stored(3, c1 + 64, cs);
+  store_c(c, cs);
 }
 #else
 constexpr bool HAS_TILES = false;

@@ -332,7 +332,7 @@ static void run(const Step& step, Team& team) {
 
 #if defined(__AMX_BF16__)
   const bool amx = path.tokens == AMX_TOKENS;
-  if (amx) amx_begin();
+  if (amx) open_tiles();
 #endif
   int64_t total = 0, begin, end;
   for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
@@ -345,7 +345,7 @@ static void run(const Step& step, Team& team) {
     while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
-  if (amx) _tile_release();
+  if (amx) close_tiles();
 #endif
 }
 
@@ -474,13 +474,13 @@ static void run_linears(const Experts& X, Team& team, bool down) {
     const int64_t some = path.still ? 8 : most, runs = (blocks + some - 1) / some;
 #if defined(__AMX_BF16__)
     const bool amx = path.tokens == AMX_TOKENS && next - done < runs;
-    if (amx) amx_begin();
+    if (amx) open_tiles();
 #endif
     for (; next - done < runs; next = team.take(1))
       for (int64_t i = (next - done) * some, end = least(i + some, blocks); i < end; i += most)
         multiply(L, path, acts, team.local + L.acts_bytes(4), i, least(i + most, end));
 #if defined(__AMX_BF16__)
-    if (amx) _tile_release();
+    if (amx) close_tiles();
 #endif
     done += runs;
   });

@@ -333,14 +333,7 @@ struct Triples {
   }
   // y[32][32] (+)= a b over `blocks` of 32 k; `step` bytes from one row of y to the next
   static void tile(const char* b, const char* a, int64_t blocks, float* y, int64_t step, bool add) {
-    float* y1 = y + 4 * step;
-    asm volatile("" : : : "memory");
-    if (add) {
-      _tile_loadd(0, y, step); _tile_loadd(1, y + 16, step);
-      _tile_loadd(2, y1, step); _tile_loadd(3, y1 + 16, step);
-    } else {
-      _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    }
+    load_c(y, step, add);
     for (; blocks > 0; blocks--, a += BLOCK, b += BLOCK)
       unrolled<3>(LZ_LAMBDA(low) {
         _tile_loadd(6, b + (2 - low) * PLANE, 64);
@@ -353,9 +346,7 @@ struct Triples {
           _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
         });
       });
-    _tile_stored(0, y, step); _tile_stored(1, y + 16, step);
-    _tile_stored(2, y1, step); _tile_stored(3, y1 + 16, step);
-    asm volatile("" : : : "memory");
+    store_c(y, step);
   }
   // What is not finite in the end is computed once more, as floats: infinity has no middle, and infinity times 0 is NaN.
   static void multiply(const Unit& u) {
@@ -511,18 +502,18 @@ void run(const Step& s, Team& team) {
 #if defined(__AVX512BF16__)
   if (Pairs::takes(p)) {
 #if defined(__AMX_BF16__)
-    amx_begin();
+    open_tiles();
     together<Pairs>(p, team);
-    return _tile_release();
+    return close_tiles();
 #else
     return together<Pairs>(p, team);
 #endif
   }
 #if defined(__AMX_BF16__)
   if (Triples::takes(p)) {
-    amx_begin();
+    open_tiles();
     together<Triples>(p, team);
-    return _tile_release();
+    return close_tiles();
   }
 #endif
 #endif
