@@ -18,7 +18,7 @@ def run(kernel: str, x: Any, isa: str, kth: int = -1) -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 1), (5, 17), (2, 3, 130), (2, 5000)])
+@pytest.mark.parametrize("shape", [(3, 1), (5, 17), (4, 65), (2, 3, 130), (2, 5000)])
 def test_rows(dtype: str, shape: Any, isa: str, rng: Any) -> None:
     x = (rng.standard_normal(shape) * 60).astype(dtype)
     np.testing.assert_array_equal(run("sort", x, isa), np.sort(x, -1))

@@ -279,8 +279,8 @@ template <class K> void quicksort(K* a, K* spare, int64_t n, int64_t kth, int le
   while (n > FEW) {
     if (levels-- == 0) return sort_by_digits((Plain<K>*)a, (Plain<K>*)spare, n, kth);
     K sample[FEW];
-    const int64_t samples = n > 32 * FEW ? FEW : Vector<K>::N;
-    for (int64_t i = 0; i < samples; i++) sample[i] = a[n / samples * i + (i * 7919 & 15)];
+    const int64_t samples = n > 32 * FEW ? FEW : Vector<K>::N, step = n / samples;
+    for (int64_t i = 0; i < samples; i++) sample[i] = a[step * i + i * 7919 % step];
     sort_few(sample, samples);
     const K pivot = sample[samples / 2];
     int64_t below = part(a, spare, n, pivot);
