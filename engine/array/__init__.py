@@ -29,7 +29,7 @@ from .elementwise import *
 from .evaluate import async_eval, eval, lower
 from .executable import Executable
 from .export import FunctionExporter, export_function, exporter, import_function
-from .fast import dequantize, quantize, quantized_matmul, quantized_take
+from .fast import dequantize, qqmm, quantize, quantized_matmul, quantized_take
 from .fast import softmax_axes as softmax
 from .graph import export_to_dot, graph
 from .grouped import *
@@ -62,6 +62,6 @@ for module in (convolution, creation, elementwise, grouped, movements, products,
     device.take_streams(sys.modules[__name__], module.__all__)
 for module in (fast, fft, linalg, random):
     device.take_streams(module, module.__all__)
-device.take_streams(sys.modules[__name__], ["dequantize", "load", "matrix_norm", "quantize", "quantized_matmul",
+device.take_streams(sys.modules[__name__], ["dequantize", "load", "matrix_norm", "qqmm", "quantize", "quantized_matmul",
                                             "softmax", "stop_gradient"])
 del module

@@ -13,6 +13,7 @@ from .evaluate import FIELD, LOCK, Cache, eval, is_traced
 from .executable import Executable
 from .lowering import lower_values
 from .node import TRACING, Value
+from .plan import Plan
 
 __all__ = ["compile", "disable_compile", "enable_compile"]
 TRACES, DONATIONS = 64, 4            # kept of a function, and plans kept of a trace
@@ -46,17 +47,28 @@ def compile(fun: Callable[..., Any], inputs: Any = None, outputs: Any = None,
         if TRACING.depth or not ENABLED[0] or any(is_traced(a) for a in arguments):
             return fun(*args, **kwargs)
         with LOCK:
-            state, written = arrays_of(inputs), arrays_of(outputs)
-            eval(arguments, state)
-            seats = {id(a): i for i, a in enumerate(state)}    # an array may have two: it is one to fun
-            key = structure_of((args, kwargs)), *map(structure_of, state), *(seats[id(a)] for a in state)
-            traced = cache.get(key, lambda: trace(fun, args, kwargs, inputs, outputs))
-            free = _free(state, written)
+            state = arrays_of(inputs)
+            traced = cache.get(*look(args, kwargs, arguments, state))
+            free = _free(state, arrays_of(outputs))
             results = iter(traced.run([a._value for a in (*arguments, *state)], free))
             answer = rebuild(traced.result, results)
             assign(outputs, traced.where, results)
             return answer
 
+    def look(args: Any, kwargs: Any, arguments: list[Array], state: list[Array]) -> tuple[Any, Callable[[], Traced]]:
+        eval(arguments, state)
+        seats = {id(a): i for i, a in enumerate(state)}        # an array may have two: it is one to fun
+        key = structure_of((args, kwargs)), *map(structure_of, state), *(seats[id(a)] for a in state)
+        return key, lambda: trace(fun, args, kwargs, inputs, outputs)
+
+    def plan(*args: Any, **kwargs: Any) -> Plan:
+        """What a call with these arguments runs, made but not run: its arena is the memory that it takes."""
+        with LOCK:
+            state = arrays_of(inputs)
+            traced = cache.get(*look(args, kwargs, arrays_of((args, kwargs)), state))
+            return traced.executable(_free(state, arrays_of(outputs))).plan
+
+    compiled.plan = plan  # type: ignore[attr-defined]
     return compiled
 
 
@@ -86,10 +98,12 @@ class Traced:
         """free: which of the inputs that come after the arguments may be overwritten."""
         results: Iterator[Value] = iter(())
         if self.computed:
-            executable = self.executables.get(free, lambda: self._load(free))
-            views = zip(executable(inputs), self.computed, strict=True)
+            views = zip(self.executable(free)(inputs), self.computed, strict=True)
             results = (Value(v.shape, v.dtype).fill(*made) for made, v in views)
         return [Array.of(next(results) if source < 0 else inputs[source]) for source in self.sources]
+
+    def executable(self, free: tuple[int, ...]) -> Executable:
+        return self.executables.get(free, lambda: self._load(free))
 
     def _load(self, free: tuple[int, ...]) -> Executable:
         positions = {i + self.n_arguments for i in free} - set(self.sources)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from . import ops
 from .array import Array
 from .dtypes import float32, int32
-from .fused import Given, fused, match, require
+from .fused import Given, definition, fused, match, require
 from .node import Aval, Node
-from .quantized import dequantize
+from .quantized import _dequantize, is_precise, kernel_format
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -43,7 +43,8 @@ def _rule(given: Given, activation: str, group_size: int, bits: int) -> list[Ava
 
 def _lower(lo: Lowering, node: Node, given: Given) -> None:
     p = node.params
-    ints = [p["bits"], p["group_size"], 2 + list(ACTIVATIONS).index(p["activation"]), int("gate_bias" in given)]
+    format = kernel_format(p["bits"], [name.removeprefix("gate_") for name in given]) if p["bits"] else 0
+    ints = [format, p["group_size"], 2 + list(ACTIVATIONS).index(p["activation"]), int("gate_bias" in given)]
     lo.step("experts", [lo.result(node.values()[0])], [lo.contiguous(v) for v in given.values()], ints)
 
 
@@ -55,7 +56,7 @@ def _experts(x: Array, chosen: Array, share: Array, gate: Array, gate_scales: Ar
     def multiply(rows: Array, bias: Array | None, *matrix: Array | None) -> Array:
         """rows (T, k or 1, K, 1) by each chosen expert's matrix: (T, k, N, 1)"""
         w, *sides = (ops.take(part, chosen, 0) for part in matrix if part is not None)
-        w = dequantize(w, *(side.astype(float32) for side in sides), group_size, bits) if bits else w.astype(float32)
+        w = _dequantize(w, *(*sides, None)[:2], group_size, bits, float32) if bits else w.astype(float32)
         return w @ rows if bias is None else w @ rows + ops.take(bias, chosen, 0)[..., None]
 
     rows = x[:, None, :, None]
@@ -69,10 +70,11 @@ def experts(x: Array, chosen: Array, share: Array, gate: tuple[Array, ...], up: 
             bits: int = 0) -> Array:
     """x (T, C) -> (T, C): the sum over j of share[t, j] · down(act(gate(x)) · up(x)) of expert chosen[t, j] (T, k).
 
-    gate and up (E, I, C), down (E, C, I) are a dense weight each, or codes, scales and biases with bits > 0; biases are
-    gate's, up's (E, I) and down's (E, C). activation: one of ACTIVATIONS. Only chosen experts are read.
+    gate and up (E, I, C), down (E, C, I) are a dense weight each, or codes, scales [and biases] with bits > 0; `biases`
+    are gate's, up's (E, I) and down's (E, C). activation: one of ACTIVATIONS. Only chosen experts are read.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"[experts] activation {activation!r}: one of {', '.join(ACTIVATIONS)} wanted")
     weights = [part for w in (gate, up, down) for part in (*w, None, None)[:3]]
-    return _experts(x, chosen, share, *weights, *(*biases, None, None, None)[:3], activation, group_size, bits)
+    op = definition("_experts") if bits and is_precise() else _experts
+    return op(x, chosen, share, *weights, *(*biases, None, None, None)[:3], activation, group_size, bits)

@@ -12,7 +12,7 @@ from .array import Array
 from .dtypes import Dtype, float32, float64
 from .node import Aval, Dim, Node, Value, apply, show
 from .operands import array_of
-from .primitives import row, size_of
+from .primitives import row, size_of, total
 from .transforms import pull_through, trace_batch
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def fused(arrays: str, rule: Callable[..., list[Aval]], lower: Callable[..., Non
             lower(lo, node, inputs_of(node))
 
         def named_vjp(cts: list[Array], xs: list[Array], ys: list[Array], present: tuple[str, ...],
-                      **params: Any) -> list[Array | None]:
+                      **params: Any) -> list[Any]:
             assert vjp is not None
             given = dict(zip(present, xs, strict=True))
             found = vjp(cts, given, ys, **params)
-            if any(x.dtype.inexact and a not in found for a, x in given.items()):
-                rest = pull_through(functools.partial(expand, present=present, **params), xs, list(cts))
-                found = dict(zip(present, rest, strict=True)) | found
-            return [None if (g := found.get(a)) is None else g.astype(x.dtype) for a, x in given.items()]
+            rest = functools.cache(lambda: dict(zip(present, pull_through(
+                functools.partial(expand, present=present, **params), xs, list(cts)), strict=True)))
+            return [functools.partial(_plus, rest, a) if a not in found and x.dtype.inexact else
+                    None if (g := found.get(a)) is None else g.astype(x.dtype) for a, x in given.items()]
 
         def more_rows(xs: list[Array], batched: list[bool], present: tuple[str, ...], **params: Any) -> list[Array]:
             size, free = next(x.shape[0] for x, b in zip(xs, batched, strict=True) if b), [a in rows for a in present]
@@ -91,6 +91,11 @@ def fused(arrays: str, rule: Callable[..., list[Aval]], lower: Callable[..., Non
         return op
 
     return decorate
+
+
+def _plus(gradients: Callable[[], Gradients], name: str, before: Array | None) -> Array | None:
+    """A gradient that is made only if it is asked for, and those so far."""
+    return total([before, gradients()[name]])
 
 
 def match(name: str, given: Given, **patterns: str) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""ggml's quantized blocks as codes, scales and biases: w = scale·q + bias. Codes are the file's, shifted to start at 0.
+"""ggml's quantized blocks as codes, scales and biases: w = scale·q + bias. Codes are the file's, shifted to start at 0;
+those of MXFP4 are floats e2m1 and have no biases.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 CHUNK = 4096
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes (n, elements) u8 or packed; scales and biases (n, groups)
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes (n, elements) u8 or packed; scales, biases (n, groups)
 NL4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16)
-MXFP4 = np.array([12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0], np.uint8)  # 2·e2m1 + 12
 
 
 def fields(packed: np.ndarray, bits: int, run: int) -> np.ndarray:
@@ -108,9 +109,8 @@ def iq4_nl(b: np.ndarray) -> Parts:
 
 
 def mxfp4(b: np.ndarray) -> Parts:
-    """Values of fp4 (e2m1) doubled, as codes of 5 bits; the scale is half a power of two."""
-    scales = np.ldexp(np.float32(1), b["d"].astype(np.int32) - 128)[:, None]
-    return centred(MXFP4[fields(b["q"], 4, 16)], scales.astype(np.float32), 12)
+    """Floats e2m1, and a power of two as e8m0."""
+    return fields(b["q"], 4, 16), b["d"][:, None], None
 
 
 class Block(NamedTuple):
@@ -120,6 +120,7 @@ class Block(NamedTuple):
     bits: int
     group: int
     unpack: Callable[[np.ndarray], Parts]
+    mode: str = "affine"
 
 
 D, M, HALF, V16 = ("d", "<f2"), ("m", "<f2"), ("q", "u1", 16), ("q", "V16")
@@ -135,7 +136,7 @@ BLOCKS = {
     "Q5_K": Block([D, M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)], 5, 32, q5_k),
     "Q6_K": Block([("q", "u1", 128), ("h", "u1", 64), ("s", "u1", 16), D], 6, 16, q6_k),
     "IQ4_NL": Block([D, HALF], 8, 32, iq4_nl),
-    "MXFP4": Block([("d", "u1"), HALF], 5, 32, mxfp4),
+    "MXFP4": Block([("d", "u1"), HALF], 4, 32, mxfp4, "mxfp4"),
 }
 
 
@@ -158,17 +159,22 @@ def _chunks(block: Block, raw: np.ndarray) -> Iterator[Parts]:
     return (block.unpack(blocks[start : start + CHUNK]) for start in range(0, len(blocks), CHUNK))
 
 
-def read(kind: str, raw: np.ndarray) -> Parts:
-    """Codes as packed words, scales and biases of blocks (bytes), all flat."""
+def read(kind: str, raw: np.ndarray) -> list[np.ndarray]:
+    """Codes as packed words, scales and, if there are, biases of blocks (bytes), all flat."""
     block = BLOCKS[kind]
-    parts = [(pack(codes, block.bits), s.reshape(-1), b.reshape(-1)) for codes, s, b in _chunks(block, raw)]
-    words, scales, biases = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return words, scales, biases
+    parts = [[pack(codes, block.bits), *(side.reshape(-1) for side in sides if side is not None)]
+             for codes, *sides in _chunks(block, raw)]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def expand(kind: str, raw: np.ndarray) -> np.ndarray:
     """The numbers of blocks (bytes) as float16, flat."""
     with np.errstate(over="ignore"):
-        parts = [(s.astype(np.float32)[..., None] * codes.reshape(*s.shape, -1) + b.astype(np.float32)[..., None])
-                 .astype(np.float16).reshape(-1) for codes, s, b in _chunks(BLOCKS[kind], raw)]
-    return np.concatenate(parts)
+        return np.concatenate([_numbers(*part).astype(np.float16).reshape(-1) for part in _chunks(BLOCKS[kind], raw)])
+
+
+def _numbers(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray | None) -> np.ndarray:
+    codes = codes.reshape(*scales.shape, -1)
+    if biases is None:
+        return np.ldexp(E2M1[codes], scales.astype(np.int32)[..., None] - 127)
+    return scales.astype(np.float32)[..., None] * codes + biases.astype(np.float32)[..., None]

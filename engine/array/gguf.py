@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..errors import UserError
 from . import ggml
 from .array import Array
 from .dtypes import FROM_NUMPY, Dtype, bfloat16, float16, float32, float64, int8, int16, int32, int64
-from .files import damaged, name_of, raw, read_bytes, replacing, view
+from .files import Bytes, damaged, name_of, raw, read_bytes, replacing, view
 from .ggml import BLOCKS, Block
 from .node import from_numpy, show
 
@@ -63,8 +63,9 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]  # rows first, as NumPy has it; the file says columns first
     type: Type
-    offset: int  # of the file
+    offset: int  # in `data`, the file that has it: one of several, if the model was split
     nbytes: int
+    data: Bytes
 
 
 STRING, ARRAY, DEPTH = 8, 9, 4  # DEPTH: arrays of arrays of …
@@ -163,7 +164,7 @@ class File:
                 self.fail(f"tensor {name}, offset", offset, f"a multiple of {align} from {end - start} on")
             if (end := start + offset + nbytes) > self.size:
                 self.fail(f"tensor {name}, end", f"byte {end}", f"at most {self.size}, the file's size")
-            tensors[name] = Tensor(name, shape, kind, start + offset, nbytes)
+            tensors[name] = Tensor(name, shape, kind, start + offset, nbytes, self.data)
         return tensors
 
     def read_tensor(self) -> tuple[str, tuple[int, ...], Type, int]:
@@ -192,15 +193,16 @@ class File:
         """One tensor under `name`: an array, or the codes, scales and biases. `rows` puts its rows in another order."""
         kind = tensor.type
         if kind.dtype is not None and rows is None:
-            return {name: view(self.data, tensor.offset, kind.dtype, tensor.shape)}
+            return {name: view(tensor.data, tensor.offset, kind.dtype, tensor.shape)}
         raw = self.blocks(tensor).reshape(tensor.shape[0], -1)
         items = (raw if rows is None else raw[rows]).reshape(-1)
         if kind.dtype is not None:
+            self.release(tensor)
             return {name: _array(items.view(kind.dtype.numpy).reshape(tensor.shape), kind.dtype)}
         parts = ggml.read(kind.name, items)
         self.release(tensor)
         keys = (name, *(name.removesuffix("weight") + part for part in ("scales", "biases")))
-        return {k: _array(part.reshape(*tensor.shape[:-1], -1)) for k, part in zip(keys, parts, strict=True)}
+        return {k: _array(part.reshape(*tensor.shape[:-1], -1)) for k, part in zip(keys, parts, strict=False)}
 
     def expand(self, tensor: Tensor) -> Array:
         """The numbers of a quantized tensor, as float16."""
@@ -212,14 +214,14 @@ class File:
         """A tensor's bytes."""
         if tensor.type.dtype is None and tensor.type.codes is None:
             raise UserError(f"{self.path}: tensor {tensor.name} has type {tensor.type.name}; supported: {SUPPORTED}")
-        return np.frombuffer(self.data, np.uint8, tensor.nbytes, tensor.offset)
+        return np.frombuffer(tensor.data, np.uint8, tensor.nbytes, tensor.offset)
 
     def release(self, tensor: Tensor) -> None:
         """Forget the mapped pages of a tensor that was copied."""
         start = -(-tensor.offset // mmap.PAGESIZE) * mmap.PAGESIZE
         end = tensor.offset + tensor.nbytes
-        if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and end > start:
-            self.data.madvise(mmap.MADV_DONTNEED, start, end - start)
+        if isinstance(tensor.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and end > start:
+            tensor.data.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def _array(items: np.ndarray, dtype: Dtype | None = None) -> Array:
@@ -249,17 +251,23 @@ ALIGNMENT = 32
 
 def save_gguf(file: Any, arrays: dict[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
     """Writes arrays of 1 to 4 axes by name, and metadata: arrays of at most one axis, strings, lists of strings."""
-    entries = [_text(key) + _value(key, value) for key, value in (metadata or {}).items()]
-    offset, infos = 0, []
-    for name, array in arrays.items():
-        infos.append(_info(name, array, offset))
-        offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    head = b"".join([b"GGUF", struct.pack("<IQQ", 3, len(infos), len(entries)), *entries, *infos])
+    head = header([(name, *_typed(name, array)) for name, array in arrays.items()], metadata or {})
     with replacing(file, ".gguf") as out:
-        out.write(head + bytes(-len(head) % ALIGNMENT))
+        out.write(head)
         for array in arrays.values():
             out.write(raw(array))
             out.write(bytes(-array.nbytes % ALIGNMENT))
+
+
+def header(tensors: Iterable[tuple[str, tuple[int, ...], int, int]], metadata: Mapping[str, Any]) -> bytes:
+    """All that comes before the data: metadata, and name, shape, type and bytes of tensors that follow one another."""
+    entries = [_text(key) + _value(key, value) for key, value in metadata.items()]
+    offset, infos = 0, []
+    for name, shape, code, nbytes in tensors:
+        infos.append(_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], code, offset))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    head = b"".join([b"GGUF", struct.pack("<IQQ", 3, len(infos), len(entries)), *entries, *infos])
+    return head + bytes(-len(head) % ALIGNMENT)
 
 
 def _text(text: str) -> bytes:
@@ -267,13 +275,12 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _info(name: str, array: Array, offset: int) -> bytes:
+def _typed(name: str, array: Array) -> tuple[tuple[int, ...], int, int]:
     if array.dtype not in WRITTEN or not 1 <= array.ndim <= 4 or 0 in array.shape:
         types = ", ".join(dtype.name for dtype in WRITTEN)
         found = f"{name!r} is {array.dtype}{show(array.shape)}"
         raise ValueError(f"[save_gguf] {found}: 1 to 4 axes, none of them empty, of {types}")
-    shape = array.shape[::-1]
-    return _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, WRITTEN[array.dtype], offset)
+    return array.shape, WRITTEN[array.dtype], array.nbytes
 
 
 def _value(key: str, value: Any) -> bytes:

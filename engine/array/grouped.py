@@ -13,7 +13,7 @@ from .fused import Given, fused
 from .node import Aval, Node, Shape, show
 from .operands import array_of, broadcast_shapes
 from .primitives import size_of
-from .quantized import dequantize
+from .quantized import _dequantize, dequantize, kernel_format, parts
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -31,7 +31,8 @@ def _gather_rule(given: Given, group_size: int, bits: int) -> list[Aval]:
 
 def _lower_gather(lo: Lowering, node: Node, given: Given) -> None:
     views = [lo.view(v) if name == "b" and "scales" not in given else lo.contiguous(v) for name, v in given.items()]
-    lo.step("gather_mm", [lo.result(node.values()[0])], views, [node.params["bits"], node.params["group_size"]])
+    lo.step("gather_mm", [lo.result(node.values()[0])], views, [
+        kernel_format(node.params["bits"], given) if "scales" in given else 0, node.params["group_size"]])
 
 
 def _kernel_takes(given: Given, group_size: int, bits: int, **_: Any) -> bool:
@@ -43,8 +44,8 @@ def _gathered(a: Array, b: Array, scales: Array | None, biases: Array | None, lh
               group_size: int = 0, bits: int = 0) -> Array:
     """a (A, M, K) at lhs (R) times b (B, K, N) at rhs (R), or times quantized (B, N, K) transposed -> (R, M, N)."""
     wide = float64 if a.dtype is float64 else float32
-    parts = [ops.take(part, rhs, 0) for part in (b, scales, biases) if part is not None]
-    matrix = ops.swapaxes(dequantize(*parts, group_size, bits), 1, 2) if bits else parts[0]
+    b, *sides = [ops.take(part, rhs, 0) for part in (b, scales, biases) if part is not None]
+    matrix = ops.swapaxes(_dequantize(b, *(*sides, None)[:2], group_size, bits, wide), 1, 2) if bits else b
     return ops.take(a, lhs, 0).astype(wide) @ matrix.astype(wide)
 
 
@@ -87,21 +88,22 @@ def gather_mm(a: Any, b: Any, lhs_indices: Array | None = None, rhs_indices: Arr
 
 def gather_qmm(x: Any, w: Array, scales: Array, biases: Array | None = None, lhs_indices: Array | None = None,
                rhs_indices: Array | None = None, transpose: bool = True, group_size: int | None = None,
-               bits: int | None = None, mode: str = "affine", *, sorted_indices: bool = False) -> Array:
+               bits: int | None = None, mode: str = "affine", global_scale: Array | None = None, *,
+               sorted_indices: bool = False) -> Array:
     """As gather_mm for matrices that mx.quantize packed: x (…, M, K) times the transposes of w (…, N, K), or times
-    w (…, K, N) without transpose."""
-    x, group_size, bits = array_of(x), group_size or 64, bits or 4
-    if mode != "affine" or biases is None:
-        raise ValueError(f"[gather_qmm] mode {mode!r}, biases {'missing' if biases is None else 'given'}: affine "
-                         "quantization with biases wanted")
+    w (…, K, N) without transpose. global_scale is refused, as by MLX on the CPU."""
+    x = array_of(x)
+    group_size, bits = parts("gather_qmm", scales, biases, group_size, bits, mode)
+    if global_scale is not None:
+        raise ValueError("[gather_qmm] global_scale is not supported: multiply the result by it")
     inner = (scales.shape[-1] * group_size, w.shape[-2])[not transpose]
     if x.ndim < 2 or x.shape[-1] != inner:
         raise ValueError(f"[gather_qmm] x {show(x.shape)}: (…, M, {inner}) wanted")
     if transpose:
         return _gather("gather_qmm", x, w, (scales, biases), lhs_indices, rhs_indices, x.dtype, group_size=group_size,
                        bits=bits)
-    return _gather("gather_qmm", x, dequantize(w, scales, biases, group_size, bits), (None, None), lhs_indices,
-                   rhs_indices, x.dtype)
+    return _gather("gather_qmm", x, dequantize(w, scales, biases, group_size, bits, mode), (None, None),
+                   lhs_indices, rhs_indices, x.dtype)
 
 
 # parts of a product

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from . import ops
 from .array import Array
 from .attention import check_rotary
-from .dtypes import bfloat16, float16, float32, int8, int32
+from .dtypes import bfloat16, float16, float32, int8, int32, uint32
 from .fused import Given, definition, fused, match, require, simple
 from .indexing import write_rows
 from .node import Aval, Node
@@ -25,7 +25,8 @@ PAGE = 32                            # what the kernels are written for; definit
 
 def _kernel_pages(given: Given, **_: Any) -> bool:
     d, page = given["k_pages"].shape[-2:]
-    stored = given["k_pages"].dtype is int8 if "k_scales" in given else given["k_pages"].dtype in (float16, bfloat16)
+    stored = given["k_pages"].dtype is int8 if "k_scales" in given else given["k_pages"].dtype in (
+        float32, float16, bfloat16)
     return page == PAGE and d % 8 == 0 and d <= 256 and stored
 
 
@@ -33,7 +34,7 @@ def _rope_append_rule(given: Given, **_: Any) -> list[Aval]:
     name = "rope_append"
     match(name, given, q="T H D", k="T K D", v="T K D", positions="T", slots="T", q_norm="D", k_norm="D", **CACHE)
     require(name, given, int32, "positions", "slots")
-    require(name, given, float32, "q", "k", "v", "k_scales", "v_scales")
+    require(name, given, float32, "q", "k", "v", "inv_freq", "q_norm", "k_norm", "k_scales", "v_scales")
     check_rotary(name, given["q"], given["inv_freq"])
     for one, other in (("q_norm", "k_norm"), ("k_scales", "v_scales")):
         if (one in given) != (other in given):
@@ -147,16 +148,27 @@ def _pages_of(pages: Array, scales: Array | None, axis: int, index: Array) -> Ar
 
 # sampling: a definition in ops (sorts, a counter-based generator) is unreasonable; the tests' NumPy reference is it
 
+PARAMS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
+INTS = ("top_k", "seed", "seed_high", "counter", "history_length", "prompt_length", "sequence", "biases", "masked",
+        "likeliest", "target")
+TOP = 20                             # likeliest tokens of a row, at most
+
+
 def _sample_rule(given: Given) -> list[Aval]:
-    sizes = match("sample", given, logits="R V", params="R eight", ints="R eight", history="R length")
-    require("sample", given, float32, "logits", "params")
-    require("sample", given, int32, "ints", "history")
-    return [((sizes["R"],), int32), ((sizes["R"],), float32)]
+    sizes = match("sample", given, logits="R V", params="R params", ints="R ints", history="S length",
+                  bias_ids="S N", biases="S N", masks="R words")
+    require("sample", given, float32, "logits", "params", "biases")
+    require("sample", given, int32, "ints", "history", "bias_ids")
+    require("sample", given, uint32, "masks")
+    rows = sizes["R"]
+    return [((rows,), int32), ((rows,), float32), ((rows, TOP), int32), ((rows, TOP), float32)]
 
 
-@fused("logits params ints history", _sample_rule, simple("sample"))
-def sample(logits: Array, params: Array, ints: Array, history: Array) -> tuple[Array, Array]:
-    """Token ids (R) i32 and their log-probabilities (R) under the plain softmax, from logits (R,V). params (R,8) f32:
-    temperature (0: the largest), top_p, min_p, repetition, presence, frequency. ints (R,8) i32: top_k, seed low and
-    high, counter, history length, prompt length. history (R, …) i32: the sequence so far."""
+@fused("logits params ints history bias_ids biases masks", _sample_rule, simple("sample"))
+def sample(logits: Array, params: Array, ints: Array, history: Array, bias_ids: Array, biases: Array,
+           masks: Array) -> tuple[Array, Array, Array, Array]:
+    """Token ids (R) i32 and their log-probabilities (R) under the plain softmax, from logits (R,V); the likeliest
+    tokens (R,TOP) i32 and theirs. params (R,6) f32 and ints (R,11) i32: the columns PARAMS and INTS. A row of ints
+    says which row of history, bias_ids and biases (S, …) is its sequence's. masks (R, words) u32: a bit for each token,
+    set if it is allowed. A row with a NaN, or with nothing allowed, gives -1."""
     raise NotImplementedError("[sample] the runtime has no kernel of that name")

@@ -12,9 +12,11 @@ from .dtypes import bfloat16, float16, float32
 from .node import Dim, Node, Value, apply, toposort
 from .plan import nbytes
 from .primitives import EPILOGUES, TABLE, size_of
+from .quantized import FLOATS
 
-LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128), 8     # what the kernel takes
+LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (1, 2, 3, 4, 5, 6, 8), (16, 32, 64, 128), 8  # what the kernel takes
 MANY_ROWS = 64
+CALLS = ("checkpoint", "custom_function")                  # functions of a node, which transformations alone see as one
 Replacement = dict[Value, Value] | None
 
 
@@ -60,6 +62,8 @@ def rewrite(outputs: list[Value], kernels: frozenset[str], stand_ins: dict[Value
     graph = Graph(outputs, kernels)
     graph.new = dict(stand_ins)
     graph = walk(graph, (), lambda graph, node, old: None)
+    while not graph.names.isdisjoint(CALLS):
+        graph = walk(graph, CALLS, lambda graph, node, old: defined(node, old))
     fold(graph.outputs)
     for _, roots, rule in REWRITES:
         graph = walk(graph, roots, rule)
@@ -127,6 +131,11 @@ def _lacks(node: Node, kernels: frozenset[str]) -> bool:
 
 # linear: params sizes, bits, group, norm, epilogue, bias, eps; inputs x, [norm weight], weights …, [biases], [residual]
 
+def _parts(bits: int) -> int:
+    """The arrays of a weight: dense, or codes with scales and, unless these are floats, biases."""
+    return 1 if not bits else 2 if bits & FLOATS else 3
+
+
 def _linear(x: Value, weights: list[Value], sizes: tuple[int, ...], bits: int = 0, group: int = 0) -> list[Value]:
     return apply(TABLE["linear"], x, *weights, sizes=sizes, bits=bits, group=group, norm=False, epilogue="none",
                  bias=False, eps=0.0)
@@ -151,12 +160,13 @@ def _flat_linear(x: Value, n: int, make: Callable[[Value], list[Value]], result:
 
 def quantized_linear(graph: Graph, node: Node, old: Node) -> Replacement:
     p, (x, *weights) = node.params, node.inputs
-    if not p["transpose"] or len(weights[0].shape) != 2 or x.dtype is not float32:
+    if not p["transpose"] or p["precise"] or len(weights[0].shape) != 2 or x.dtype is not float32:
         return None
     if p["bits"] not in LINEAR_BITS or p["group_size"] not in LINEAR_GROUPS:
         return None
     n = weights[0].shape[0]
-    return _flat_linear(x, n, lambda v: _linear(v, weights, (n,), p["bits"], p["group_size"]), old.values()[0])
+    bits = p["bits"] if len(weights) == 3 else FLOATS + p["bits"]
+    return _flat_linear(x, n, lambda v: _linear(v, weights, (n,), bits, p["group_size"]), old.values()[0])
 
 
 def dense_linear(graph: Graph, node: Node, old: Node) -> Replacement:
@@ -225,7 +235,7 @@ def _repeated(rows: Value) -> Value | None:
 
 def merge(graph: Graph, node: Node, old: Node) -> Replacement:
     """Linears that share x become one with several outputs, as long as what else they read is there from the start."""
-    per = 3 if old.params["bits"] else 1
+    per = _parts(old.params["bits"])
     others = [n for n in dict.fromkeys(graph.readers[old.inputs[0]]) if n is not old and _mergeable(n, old, per)]
     together = [old, *others[:LINEAR_WEIGHTS - 1]]
     if not others or not _mergeable(old, old, per):
@@ -277,7 +287,7 @@ def gate(graph: Graph, node: Node, old: Node) -> Replacement:
 def _swapped(node: Node) -> list[Value]:
     """Inputs of a linear of two with the two exchanged."""
     p, inputs = node.params, list(node.inputs)
-    per, first = 3 if p["bits"] else 1, 1 + p["norm"]
+    per, first = _parts(p["bits"]), 1 + p["norm"]
     head, one, two, rest = (inputs[:first], inputs[first:first + per], inputs[first + per:first + 2 * per],
                             inputs[first + 2 * per:])
     return head + two + one + rest[::-1]
@@ -340,6 +350,21 @@ def _terms(value: Value, one: float | Value) -> list[Value]:
     return [y for x, y in ((a, b), (b, a)) if (x is one if isinstance(one, Value) else _scalar(x) == one)]
 
 
+def loss_with_gradient(graph: Graph, node: Node, old: Node) -> Replacement:
+    """A loss and its gradient of the same arrays come from one pass."""
+    def alike(n: Node) -> bool:
+        return n.primitive.name == "linear_cross_entropy_grad" and n.inputs == old.inputs and n.params == old.params
+
+    both = next(filter(alike, graph.readers[old.inputs[0]]), None)
+    if both is None:
+        return None
+    key = "linear_cross_entropy_grad", node.inputs, *map(str, node.params.values())
+    made = graph.seen.get(key) or apply(both.primitive, *node.inputs, **node.params)[0].node
+    assert made is not None
+    graph.seen[key] = made
+    return dict(zip(old.values(), made.values(), strict=False))
+
+
 def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]:
     return lambda graph, node, old: rule(graph, node, old) if "linear" in graph.kernels else None
 
@@ -348,7 +373,8 @@ REWRITES: list[tuple[str, tuple[str, ...], Callable[..., Replacement]]] = [
     ("the same once", (), common),
     ("x * sigmoid(x) is silu", ("multiply",), silu),
     ("0.5 x (1 + tanh(…)) is gelu_tanh", ("multiply",), gelu),
-    ("quantized_matmul is linear", ("quantized_matmul",), needs_linear(quantized_linear)),
+    ("quantized_matmul is linear", ("_quantized_matmul",), needs_linear(quantized_linear)),
+    ("loss and gradient in one", ("_linear_cross_entropy", "linear_cross_entropy_grad"), loss_with_gradient),
     ("a product under a transpose", ("transpose",), turned_product),
     ("matmul with a transposed weight is linear", ("matmul",), needs_linear(dense_linear)),
     ("flat x of several linears once", ("reshape",), common),

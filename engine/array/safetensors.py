@@ -13,12 +13,12 @@ from typing import Any
 from ..errors import UserError
 from .array import Array
 from .dtypes import DTYPES as ALL
-from .dtypes import Dtype
+from .dtypes import Dtype, uint8
 from .files import Bytes, damaged, name_of, raw, read_bytes, replacing, view
 
 KINDS = {"b": "BOOL", "bfloat16": "BF16", "complex64": "C64"}
 CODES = {d: KINDS.get(d.name) or KINDS.get(d.kind) or f"{d.kind}{8 * d.size}".upper() for d in ALL}
-DTYPES = {code: dtype for dtype, code in CODES.items()}
+DTYPES = {code: dtype for dtype, code in CODES.items()} | {"F8_E4M3": uint8, "F8_E8M0": uint8}  # as MLX reads them
 HEADER_LIMIT = 100 << 20             # bytes, the format's
 
 Extent = tuple[Dtype, tuple[int, ...], int, int]           # type, shape, first byte of the data and the last one's end

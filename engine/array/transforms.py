@@ -468,7 +468,9 @@ def checkpoint(fun: Function) -> Function:
 
 
 def _checkpoint_vjp(cts: list[Array], xs: list[Array], ys: list[Array], program: Program) -> Maybe:
-    return pull_through(program, depends(xs, cts), list(cts))
+    made = [x for x in xs if x._value.node is not None and x._value.node.primitive.name != "constant"] or xs
+    after = dict(zip(made, depends(made, cts), strict=True))           # weights need not wait
+    return pull_through(program, [after.get(x, x) for x in xs], list(cts))
 
 
 def _checkpoint_vmap(xs: list[Array], batched: list[bool], program: Program) -> list[Array]:

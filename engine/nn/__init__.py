@@ -3,7 +3,7 @@
 from ..array.trees import tree_flatten, tree_map, tree_map_with_path, tree_merge, tree_reduce, tree_unflatten
 from . import init, losses
 from .activations import *
-from .attention import PAGE, Context, LayerCache, Rope, attend
+from .attention import PAGE, Cache, Context, LayerCache, PageSpec, Rope, StateCache, StateSpec, attend, caches
 from .convolution import *
 from .dropout import *
 from .init import loading

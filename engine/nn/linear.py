@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from .. import array as mx
+from ..array.quantized import settings
 from ..array.trees import tree_map_with_path
 from .init import draw, to_be_loaded
 from .module import Module
 
 __all__ = ["Bilinear", "Embedding", "Identity", "Linear", "QuantizedEmbedding", "QuantizedLinear", "quantize"]
-GROUP_SIZE, BITS = 64, 4
 
 
 class Identity(Module):
@@ -93,8 +93,12 @@ class Embedding(Module):
 
 class _Quantized(Module):
     """A matrix w = scale·code + bias: weight (rows, columns·bits/32) uint32 of packed codes, scales and biases
-    (rows, columns/group_size). `biases` are of the groups, `bias` is the layer's. MLX's layout. All three start frozen.
+    (rows, columns/group_size). `biases` are of the groups, `bias` is the layer's; modes but affine have none. MLX's
+    layout. All start frozen. order (columns) int32 or None: which inputs the columns of the codes belong to.
     """
+
+    biases: mx.Array | None
+    order: mx.Array | None
 
     @classmethod
     def _of(cls, layer: Module, group_size: int | None, bits: int | None, mode: str) -> Self:
@@ -102,19 +106,11 @@ class _Quantized(Module):
         return self._take(layer, group_size, bits, mode)
 
     def _take(self, layer: Module, group_size: int | None, bits: int | None, mode: str) -> Self:
-        if mode != "affine":
-            raise ValueError(f"[{type(self).__name__}] mode is {mode!r}, wanted affine")
-        self.group_size, self.bits, self.mode = group_size or GROUP_SIZE, bits or BITS, mode
-        self.weight, self.scales, self.biases = self._codes(layer.weight)
-        self._no_grad |= {"weight", "scales", "biases"}
+        self.group_size, self.bits = settings(type(self).__name__, group_size, bits, mode)
+        self.mode, self.order = mode, None
+        self.weight, self.scales, self.biases = codes(layer.weight, self.group_size, self.bits, mode)
+        self._no_grad |= {"weight", "scales", "biases", "order"}
         return self
-
-    def _codes(self, weight: mx.Array) -> tuple[mx.Array, mx.Array, mx.Array]:
-        if not to_be_loaded():
-            return mx.quantize(weight, self.group_size, self.bits)
-        rows, columns = weight.shape
-        groups = mx.placeholder((rows, columns // self.group_size), mx.float32)
-        return mx.placeholder((rows, columns * self.bits // 32), mx.uint32), groups, groups
 
     def _sizes(self) -> tuple[int, int]:
         rows, words = self.weight.shape
@@ -125,8 +121,16 @@ class _Quantized(Module):
 
     def as_linear(self, x: mx.Array) -> mx.Array:
         """x (…, columns) to (…, rows)."""
+        x = x if self.order is None else mx.take(x, self.order, axis=-1)
         return mx.quantized_matmul(
-            x, self.weight, self.scales, self.biases, transpose=True, group_size=self.group_size, bits=self.bits)
+            x, self.weight, self.scales, self.biases, transpose=True, group_size=self.group_size, bits=self.bits,
+            mode=self.mode)
+
+    def dequantized(self) -> mx.Array:
+        """The matrix (rows, columns) in float32."""
+        w = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits, self.mode,
+                          dtype=mx.float32)
+        return w if self.order is None else mx.take(w, mx.argsort(self.order), axis=1)
 
 
 class QuantizedLinear(_Quantized):
@@ -177,7 +181,19 @@ class QuantizedEmbedding(_Quantized):
         return "{}, {}, {}".format(*self._sizes(), self._format())
 
     def __call__(self, x: mx.Array) -> mx.Array:
-        return mx.quantized_take(self.weight, self.scales, self.biases, x, self.group_size, self.bits)
+        return mx.quantized_take(self.weight, self.scales, self.biases, x, self.group_size, self.bits,
+                                 self.mode)
+
+
+def codes(weight: mx.Array, group_size: int, bits: int, mode: str) -> tuple[mx.Array, mx.Array, mx.Array | None]:
+    """The quantized weight (…, columns): codes, scales, and biases or None. While a model is made to be loaded, arrays
+    of these shapes."""
+    if not to_be_loaded():
+        made, scales, *biases = mx.quantize(weight, group_size, bits, mode)
+        return made, scales, biases[0] if biases else None
+    *lead, columns = weight.shape
+    scales = mx.placeholder((*lead, columns // group_size), mx.float32)
+    return mx.placeholder((*lead, columns * bits // 32), mx.uint32), scales, scales if mode == "affine" else None
 
 
 def quantize(

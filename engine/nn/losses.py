@@ -4,12 +4,15 @@ from __future__ import annotations
 import math
 
 from .. import array as mx
+from .linear import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
+from .module import Module
 
 __all__ = [
     "binary_cross_entropy", "cosine_similarity_loss", "cross_entropy", "gaussian_nll_loss", "hinge_loss",
-    "huber_loss", "kl_div_loss", "l1_loss", "log_cosh_loss", "margin_ranking_loss", "mse_loss", "nll_loss",
-    "smooth_l1_loss", "triplet_loss",
+    "huber_loss", "kl_div_loss", "l1_loss", "linear_cross_entropy", "log_cosh_loss", "margin_ranking_loss", "mse_loss",
+    "nll_loss", "smooth_l1_loss", "triplet_loss",
 ]
+WITH_WEIGHT = Linear | Embedding | QuantizedLinear | QuantizedEmbedding
 REDUCTIONS = {"none": lambda loss: loss, "mean": mx.mean, "sum": mx.sum}
 
 
@@ -30,6 +33,20 @@ def _alike(name: str, **arrays: mx.Array) -> None:
 def _at(x: mx.Array, index: mx.Array, axis: int) -> mx.Array:
     """x without `axis`: the elements that `index` names."""
     return mx.take_along_axis(x, mx.expand_dims(index, axis), axis).squeeze(axis)
+
+
+def linear_cross_entropy(head: Module, x: mx.Array, targets: mx.Array, softcap: float = 0.0) -> mx.Array:
+    """−log softmax(head(x))[targets] of each row of x (T, C), in float32; 0 where the target is −1.
+
+    head: a layer or an embedding, plain or quantized, whose logits are never in memory together; any other module's
+    are. softcap c: logits are c tanh(logits / c).
+    """
+    if isinstance(head, WITH_WEIGHT) and getattr(head, "bias", None) is None:
+        codes = {a: getattr(head, a) for a in ("scales", "biases", "group_size", "bits", "mode") if hasattr(head, a)}
+        return mx.fast.linear_cross_entropy(x, targets, head.weight, **codes, softcap=softcap)
+    logits = head(x)
+    logits = mx.tanh(logits / softcap) * softcap if softcap else logits
+    return mx.where(targets >= 0, mx.fast.cross_entropy(logits, mx.maximum(targets, 0)), 0.0)
 
 
 def cross_entropy(

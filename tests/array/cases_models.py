@@ -65,13 +65,48 @@ def mixed(x, share, gate, up, down):
     return out
 
 
+RECURRENT = np.array([[1, 3], [0, 3], [3, 2], [3, 5]])  # slots, starts, counts, lengths: a new sequence, an old one
+
+
+def convolved(x, weight, states):
+    y, after, past = np.zeros_like(x), states.copy(), states.shape[1]
+    for slot, start, count, length in RECURRENT.T:
+        tokens = np.concatenate([states[slot] * (count != length), x[start:start + count]])
+        for i in range(count):
+            total = (tokens[i:i + past + 1] * weight.T).sum(0)
+            y[start + i] = total / (1 + np.exp(-total))
+        after[slot] = tokens[count:]
+    return y, after
+
+
+def delta(q, k, v, decay, rate, states):
+    unit = lambda x: x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)  # noqa: E731
+    o, after = np.zeros_like(v), states.copy()
+    for slot, start, count, length in RECURRENT.T:
+        for h in range(v.shape[1]):
+            state = states[slot, h] * (count != length)
+            for t in range(start, start + count):
+                key = unit(k[t, h // 2])
+                state = state * np.exp(-decay[t, h])
+                state = state + np.outer(key, rate[t, h] * (v[t, h] - key @ state))
+                o[t, h] = unit(q[t, h // 2]) * 0.5 @ state
+            after[slot, h] = state
+    return o, after
+
+
 def greedy(shape):
-    params = np.zeros((shape[0], 8), "float32")
+    params = np.zeros((shape[0], 6), "float32")
     params[:, [1, 3]] = 1                                  # top_p and repetition that change nothing, temperature 0
     return params
 
 
 CASES = [
+    Case("short_conv", lambda *a: mx.fast.short_conv(*a, *map(ints, RECURRENT)), convolved,
+         ((6, 5), (5, 3), (4, 2, 5)), half=False, empty=False, vmap=False),
+    Case("gated_delta", lambda q, k, v, decay, *a: mx.fast.gated_delta(q, k, v, -decay, *a, *map(ints, RECURRENT),
+                                                                      scale=0.5), delta,
+         ((6, 1, 3), (6, 1, 3), (6, 2, 4), Input((6, 2), "positive"), (6, 2), (4, 2, 3, 4)), half=False, empty=False,
+         vmap=False),
     Case("quantize", lambda w: mx.quantize(w, 32, 4), quantized, ((3, 64),), grad=False, empty=False),
     Case("dequantize", lambda *w: mx.dequantize(*w, group_size=32, bits=4), dequantized, PACKED, empty=False),
     Case("quantized_matmul", lambda x, *w: mx.quantized_matmul(x, *w, group_size=32, bits=4),
@@ -85,8 +120,9 @@ CASES = [
          ((T, H, D), *CACHE), half=False, empty=False, grad=False),
     Case("experts", lambda x, share, *w: experts(x, ints(CHOSEN), share, *((a,) for a in w)), mixed,
          ((3, 8), (3, 2), (3, 6, 8), (3, 6, 8), (3, 8, 6)), half=False, empty=False, grad=False),
-    Case("sample", lambda x: mx.fast.sample(x, mx.array(greedy(x.shape)), mx.zeros((x.shape[0], 8), mx.int32),
-                                            mx.zeros((x.shape[0], 1), mx.int32)),
+    Case("sample", lambda x: mx.fast.sample(x, mx.array(greedy(x.shape)), mx.zeros((x.shape[0], 11), mx.int32),
+                                            *[mx.zeros((1, 1), dtype) for dtype in (mx.int32, mx.int32, mx.float32)],
+                                            mx.zeros((x.shape[0], 1), mx.uint32))[:2],
          lambda x: (x.argmax(-1), x.max(-1) - np.log(np.exp(x).sum(-1))), (Input((2, 9), "distinct"),),
          grad=False, vmap=False, half=False, empty=False),
 ]

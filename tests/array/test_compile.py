@@ -336,3 +336,12 @@ def test_a_training_step_is_one_plan_in_flat_memory(make):
         return losses
 
     np.testing.assert_allclose(run(True), run(False), rtol=1e-4)
+
+
+def test_the_plan_of_a_call_is_made_and_not_run():
+    state = {"w": mx.ones((3,))}
+    f = mx.compile(lambda x: state.update(w=state["w"] + x), inputs=state, outputs=state)
+    plan = f.plan(mx.ones((3,)))
+    assert len(plan.steps) == 1 and state["w"].tolist() == [1, 1, 1]
+    f(mx.ones((3,)))
+    assert state["w"].tolist() == [2, 2, 2]

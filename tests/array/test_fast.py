@@ -199,7 +199,7 @@ def test_quantization_is_mlx(bits, runtime):
         close(mx.quantized_take(*packed, mx.array([[3, 0], [-1, 2]]), group, bits), exact[[[3, 0], [-1, 2]]], 1e-6)
         x, y = normal(3, 256), normal(2, 3, 6)
         close(mx.quantized_matmul(mx.array(x), *packed, True, group, bits), x @ exact.T, 6e-2)
-        close(mx.quantized_matmul(mx.array(y), *packed, False, group, bits), y @ np.asarray(matrix, np.float64), 1e-4)
+        close(mx.quantized_matmul(mx.array(y), *packed, False, group, bits), y @ exact.astype(np.float64), 1e-4)
 
 
 LINEARS = {

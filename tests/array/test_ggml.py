@@ -1,5 +1,6 @@
 """ggml's blocks against the package `gguf`: every type, any bytes."""
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -24,10 +25,14 @@ def blocks(kind: str, count: int) -> np.ndarray:
 def test_as_the_package_reads_it(kind: str, count: int) -> None:
     raw, block = blocks(kind, count), ggml.BLOCKS[kind]
     want = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
-    words, scales, biases = ggml.read(kind, raw.reshape(-1))
+    words, scales, *biases = ggml.read(kind, raw.reshape(-1))
     stream = np.unpackbits(words.view(np.uint8), bitorder="little").reshape(len(scales), block.group, block.bits)
     codes = (stream << np.arange(block.bits)).sum(-1)
-    found = codes * scales.astype(np.float32)[:, None] + biases.astype(np.float32)[:, None]
+    if biases:
+        found = codes * scales.astype(np.float32)[:, None] + biases[0].astype(np.float32)[:, None]
+    else:
+        floats = codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+        found = floats * scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)[:, None]
     np.testing.assert_array_equal(found.astype(np.float32).reshape(want.shape), want)
     if kind in ("Q4_0", "Q4_1"):  # packed at once, never expanded
         return

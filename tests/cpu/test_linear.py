@@ -2,6 +2,7 @@
 
 from math import erf
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,8 +34,35 @@ def stored(x: np.ndarray, dtype: str):
     return (bits, dtype), (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+FP4, FP8 = 20, 24  # formats of floats: (name, format, group, dtype of the scales)
+FLOATS = [("mxfp4", FP4, 32, "uint8"), ("nvfp4", FP4, 16, "uint8"), ("mxfp8", FP8, 32, "uint8"),
+          ("fp8", FP8, 128, "float32"), ("fp8", FP8, 64, "bfloat16"), ("fp8", FP8, 16, "float16")]
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def floats(rng, n: int, k: int, format: int, group: int, dtype: str):
+    """Codes and scales of floats, and the numbers that ml_dtypes says they are."""
+    codes = rng.integers(0, 16 if format == FP4 else 256, (n, k)).astype(np.uint8)
+    codes[codes % 128 == 127] = 0  # NaN
+    values = E2M1[codes] if format == FP4 else codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64) / 64
+    if dtype != "uint8":
+        scale, s = stored(rng.uniform(-1, 1, (n, k // group)) / 64, dtype)
+        values *= 64
+    elif group == 16:
+        scale = rng.integers(0, 40, (n, k // group)).astype(np.uint8)
+        s = scale.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    else:
+        scale = rng.integers(120, 127, (n, k // group)).astype(np.uint8)
+        s = np.exp2(scale.astype(np.float64) - 127)
+        if format == FP8:
+            values *= 64
+    return [pack(codes, format - 16), scale], values * np.repeat(s, group, 1)
+
+
 def weight(rng, n: int, k: int, bits: int, group: int, dtype: str):
     """Inputs of one weight, and its float64 matrix."""
+    if bits > 8:
+        return floats(rng, n, k, bits, group, dtype)
     if not bits:
         w, exact = stored(rng.standard_normal((n, k)) / 8, dtype)
         return [w], exact
@@ -57,7 +85,7 @@ def linear(rng, isa, t, ns, k, bits=0, group=64, dtype="float32", norm=0, epilog
     x = rng.standard_normal((t, k)).astype(np.float32)
     inputs, exact = [x], x.astype(np.float64)
     if norm:
-        g, gain = stored(rng.uniform(0.5, 2, k), dtype)
+        g, gain = stored(rng.uniform(0.5, 2, k), dtype if dtype != "uint8" else "float32")
         inputs.append(g)
         exact = exact / np.sqrt((exact**2).mean(1, keepdims=True) + 1e-5) * gain
     wanted, biases = [], []
@@ -66,7 +94,7 @@ def linear(rng, isa, t, ns, k, bits=0, group=64, dtype="float32", norm=0, epilog
         inputs += arrays
         wanted.append(exact @ w.T)
         if bias:
-            b, added = stored(rng.standard_normal(n), dtype)
+            b, added = stored(rng.standard_normal(n), dtype if dtype != "uint8" else "float32")
             biases.append(b)
             wanted[-1] += added
     inputs += biases
@@ -88,13 +116,25 @@ def check(got, wanted, tolerance):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 def test_quantized(isa, bits, group, dtype):
     rng = np.random.default_rng(bits + group)
     for t in TOKENS:
         n, k = [1, 17, 65, 130][t % 4], words(group * [1, 3, 5][t % 3], bits)
         check(*linear(rng, isa, t, [n], k, bits, group, dtype), 2e-4 if t <= 4 else 1.5e-2)
         check(*linear(rng, isa, t, [n], k, bits, group, dtype, precise=1), 2e-4)
+
+
+@pytest.mark.parametrize(("name", "format", "group", "dtype"), FLOATS)
+def test_floats(isa, name, format, group, dtype):
+    rng = np.random.default_rng(group)
+    for t in TOKENS:
+        n, k = [1, 17, 65, 130][t % 4], 2 * group * [1, 3, 5][t % 3]
+        exact, coarse = (1e-5, 5e-3) if format == FP8 else (2e-4, 1.5e-2)  # AMX rounds activations to bfloat16
+        check(*linear(rng, isa, t, [n], k, format, group, dtype), exact if t <= 4 else coarse)
+        if t in (2, 9, 70):  # a gate and a residual, three outputs
+            check(*linear(rng, isa, t, [n, n], k, format, group, dtype, norm=1, epilogue=2, bias=1), 3e-2)
+            check(*linear(rng, isa, t, [n, 5, 33], k, format, group, dtype), coarse)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -79,3 +79,27 @@ def test_round_trip(isa, n, groups, bits, group, dtype, scale, seed):
         y = np.empty(x.shape, out)
         cpu.call("dequantize", [operand(y)], [w, operand(s), operand(b)], [bits, group], isa=isa)
         assert np.all(np.abs(y.astype(np.float64) - exact) <= tolerance * size + 1e-7), name
+
+
+FLOATS = {"mxfp4": (20, 32), "nvfp4": (20, 16), "mxfp8": (24, 32)}  # format of codes.h, group
+
+
+@pytest.mark.parametrize("mode", FLOATS)
+def test_floats_are_read_as_mlx_reads_them(isa, mode):
+    """dequantize, quantized_take and gather_mm of e2m1 and e4m3, bytes by mlx."""
+    rng, (format, group) = np.random.default_rng(0), FLOATS[mode]
+    packed = mx.quantize(mx.array(rng.standard_normal((3, 37, 96)).astype(np.float32)), mode=mode)
+    exact = np.array(mx.dequantize(*packed, mode=mode, dtype=mx.float32))
+    codes, scales = (np.array(part) for part in packed)
+    for dtype in (np.float32, ml_dtypes.bfloat16):  # which both hold all of these numbers
+        y = np.empty((37, 96), dtype)
+        cpu.call("dequantize", [operand(y)], [codes[0], scales[0]], [format, group], isa=isa)
+        assert np.array_equal(y.astype(np.float32), exact[0])
+    rows, index = np.empty((4, 96), np.float32), np.array([3, 36, -1, 0], np.int32)
+    cpu.call("quantized_take", [rows], [codes[1], scales[1], index], [format, group], isa=isa)
+    assert np.array_equal(rows, exact[1][index])
+    a, which = rng.standard_normal((2, 5, 96)).astype(np.float32), np.array([2, 0, 2], np.int32)
+    left, out = np.array([0, 1, 1], np.int32), np.empty((3, 5, 37), np.float32)
+    cpu.call("gather_mm", [out], [a, codes, scales, left, which], [format, group], isa=isa)
+    wanted = a[left].astype(np.float64) @ exact[which].swapaxes(1, 2)
+    np.testing.assert_allclose(out, wanted, atol=1e-5 * np.abs(wanted).max())

@@ -70,8 +70,8 @@ def test_strided_rows(isa):
 
 def rounded(x, dtype):
     """(values as stored, their scales) for x (T, K, D)."""
-    if dtype == "float16":
-        return x.astype(np.float16), None
+    if dtype in ("float16", "float32"):
+        return x.astype(dtype), None
     if dtype == "bfloat16":
         u = x.view(np.uint32)
         return ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16), None
@@ -80,7 +80,7 @@ def rounded(x, dtype):
     return np.rint(x / np.where(scale > 0, scale, 1)[..., None]).astype(np.int8), scale
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("T, H, K, D, norm, interleaved", [
     (1, 9, 3, 64, False, False), (40, 2, 2, 128, True, False), (5, 3, 1, 40, True, True), (70, 1, 1, 8, False, True),
 ])  # fmt: skip
@@ -94,7 +94,7 @@ def test_append(isa, dtype, T, H, K, D, norm, interleaved):
     slots[1::7] = -1
     weights = [rng.uniform(0.5, 2, D).astype(np.float32) for _ in range(2)] if norm else []
     eps, freq = 1e-6, inv_freq(D)
-    store = {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}[dtype]
+    store = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
     k_pages, v_pages = np.full((N, K, D, PAGE), 77, store), np.full((N, K, PAGE, D), 77, store)
     scales = [np.full((N, K, PAGE), 5, np.float32) for _ in range(2)] if dtype == "int8" else []
     tag = (lambda a: (a, "bfloat16")) if dtype == "bfloat16" else (lambda a: a)

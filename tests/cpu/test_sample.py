@@ -6,22 +6,37 @@ import pytest
 from lazulite.engine import cpu
 
 PARAMS = ["temperature", "top_p", "min_p", "repetition", "presence", "frequency"]
-INTS = ["top_k", "seed", "seed_high", "counter", "history_length", "prompt_length"]
+INTS = ["top_k", "seed", "seed_high", "counter", "history_length", "prompt_length", "sequence", "biases", "masked",
+        "likeliest", "target"]
 DEFAULT = {"temperature": 1.0, "top_p": 1.0, "repetition": 1.0}
+TOP = 20
+
+
+def kernel(isa, logits, rows, history=()):
+    """rows: one dict of settings a row of logits (R, V), each of a sequence; bias: {token: bias}, allowed: tokens."""
+    logits = np.ascontiguousarray(logits, np.float32)
+    size = len(rows), 1 + max(len(row.get("bias", ())) for row in rows)
+    params, ints = np.zeros((len(rows), 6), np.float32), np.zeros((len(rows), 11), np.int32)
+    histories = np.tile(np.array([*history, 0], np.int32), (len(rows), 1))
+    bias_ids, biases = np.full(size, -1, np.int32), np.full(size, np.nan, np.float32)
+    bits = np.ones((len(rows), -(-logits.shape[1] // 32) * 32), bool)
+    for r, row in enumerate(rows):
+        bias, masked = row.get("bias", {}), "allowed" in row
+        row = DEFAULT | {"history_length": len(history), "sequence": r, "biases": len(bias), "masked": masked} | row
+        params[r] = [row.get(name, 0) for name in PARAMS]
+        ints[r] = np.array([row.get(name, 0) for name in INTS], np.uint32).view(np.int32)
+        bias_ids[r, : len(bias)], biases[r, : len(bias)] = list(bias), list(bias.values())
+        if masked:
+            bits[r] = np.isin(np.arange(bits.shape[1]), list(row["allowed"]))
+    masks = np.packbits(bits, axis=1, bitorder="little").view("<u4")
+    outputs = [np.full(len(rows), -9, np.int32), np.full(len(rows), 9, np.float32)]
+    outputs += [np.full((len(rows), TOP), -9, np.int32), np.full((len(rows), TOP), 9, np.float32)]
+    cpu.call("sample", outputs=outputs, inputs=[logits, params, ints, histories, bias_ids, biases, masks], isa=isa)
+    return outputs
 
 
 def sample(isa, logits, rows, history=()):
-    """rows: one dict of settings a row of logits (R, V)."""
-    params, ints = np.zeros((len(rows), 8), np.float32), np.zeros((len(rows), 8), np.int32)
-    ids = np.tile(np.array([*history, 0], np.int32), (len(rows), 1))
-    for r, row in enumerate(rows):
-        row = DEFAULT | {"history_length": len(history)} | row
-        params[r, :6] = [row.get(name, 0) for name in PARAMS]
-        ints[r, :6] = np.array([row.get(name, 0) for name in INTS], np.uint32).view(np.int32)
-    tokens, logprobs = np.full(len(rows), -9, np.int32), np.full(len(rows), np.nan, np.float32)
-    inputs = [np.ascontiguousarray(logits, np.float32), params, ints, ids]
-    cpu.call("sample", outputs=[tokens, logprobs], inputs=inputs, isa=isa)
-    return tokens, logprobs
+    return kernel(isa, logits, rows, history)[:2]
 
 
 def probabilities(z, row, history=()):
@@ -32,6 +47,10 @@ def probabilities(z, row, history=()):
         z[t] = z[t] / row["repetition"] if z[t] > 0 else z[t] * row["repetition"]
     for t in set(history[prompt:]):
         z[t] -= row.get("presence", 0) + row.get("frequency", 0) * list(history[prompt:]).count(t)
+    for t, bias in row.get("bias", {}).items():
+        z[t] += bias
+    if "allowed" in row:
+        z[~np.isin(np.arange(len(z)), list(row["allowed"]))] = -np.inf
     z /= row["temperature"]
     p = np.exp(z - z.max())
     order = np.lexsort((np.arange(len(z)), -z))
@@ -92,6 +111,9 @@ SETTINGS = [
     {"min_p": 0.1},
     {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
     {"repetition": 1.5, "presence": 0.5, "frequency": 0.4, "prompt_length": 3, "top_k": 12},
+    {"bias": {7: 3.0, 8: -100.0, 299: 2.5, 3: 0.5}, "temperature": 0.9, "frequency": 0.4},
+    {"allowed": range(100, 171), "top_p": 0.9},
+    {"allowed": [0, 31, 32, 63, 299], "bias": {31: 2.0, 5: 100.0}, "temperature": 1.5, "repetition": 1.2},
 ]
 
 
@@ -135,3 +157,65 @@ def test_seeds_reproduce(isa):
     np.testing.assert_array_equal(tokens[:20], tokens[20:])
     assert len(set(tokens)) > 10
     assert [sample(isa, z[:1], [row])[0].item() for row in rows[:5]] == tokens[:5].tolist()
+
+
+@pytest.mark.parametrize("V", [1, 7, 32, 33, 1000, 49152])
+def test_the_mask_chooses_among_what_is_allowed(isa, V):
+    rng = np.random.default_rng(V)
+    z = rng.standard_normal((6, V)).astype(np.float32)
+    allowed = [sorted(set(rng.integers(0, V, size).tolist())) for size in (1, 2, 5, 30, V)]
+    rows = [{"allowed": tokens, "temperature": 0} for tokens in allowed] + [{"temperature": 0}]
+    tokens, logprobs = sample(isa, z, rows)
+    wanted = [a[int(np.argmax(z[r, a]))] for r, a in enumerate(allowed)] + [int(z[5].argmax())]
+    assert tokens.tolist() == wanted
+    z = z.astype(float)
+    np.testing.assert_allclose(logprobs, z[np.arange(6), wanted] - np.log(np.exp(z).sum(1)), atol=1e-5)  # of all tokens
+
+
+@pytest.mark.parametrize(("V", "n"), [(1, 1), (5, 20), (20, 20), (300, 1), (1000, 7), (49152, 20)])
+def test_the_likeliest_tokens(isa, V, n):
+    z = np.round(np.random.default_rng(n).standard_normal((3, V)).astype(np.float32), 1)  # many ties: lowest id first
+    rows = [{"likeliest": n}, {"likeliest": n, "temperature": 0.1, "bias": {0: 50.0}, "allowed": [0]}, {}]
+    tokens, logprobs, ids, values = kernel(isa, z, rows)
+    z64, count = z.astype(float), min(n, V)
+    lse = np.log(np.exp(z64).sum(1, keepdims=True))
+    order = np.argsort(-z, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(ids[:2, :count], order[:2])
+    np.testing.assert_allclose(values[:2, :count], (np.take_along_axis(z64, order, 1) - lse)[:2], atol=1e-5)
+    assert tokens[1] == 0 and (ids[2] == -9).all(), "a row that asks for none gets none"
+    for r in range(2):
+        assert all(values[r, i] == logprobs[r] for i in range(count) if ids[r, i] == tokens[r])
+
+
+def test_a_target_is_not_drawn(isa):
+    z = np.random.default_rng(3).standard_normal((4, 500)).astype(np.float32)
+    tokens, logprobs = sample(isa, z, [{"target": t + 1, "top_k": 1} for t in (0, 7, 499, 31)])
+    assert tokens.tolist() == [0, 7, 499, 31]
+    lse = np.log(np.exp(z.astype(float)).sum(1))
+    np.testing.assert_allclose(logprobs, z[np.arange(4), tokens] - lse, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [0, 300, 999])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_without_an_answer_say_so_and_leave_the_others(isa, at, temperature):
+    z = np.random.default_rng(4).standard_normal((5, 1000)).astype(np.float32)
+    rows = [{"temperature": temperature, "seed": 5}] * 3 + [{"temperature": temperature, "allowed": []}]
+    rows += [{"temperature": temperature, "allowed": [3], "bias": {3: -np.inf}}]
+    undisturbed = sample(isa, z, rows)
+    z[1, at] = np.nan
+    tokens, logprobs = sample(isa, z, rows)
+    assert tokens[[1, 3, 4]].tolist() == [-1, -1, -1] and np.isnan(logprobs[[1, 3, 4]]).all()
+    np.testing.assert_array_equal(tokens[[0, 2]], undisturbed[0][[0, 2]])
+    np.testing.assert_array_equal(logprobs[[0, 2]], undisturbed[1][[0, 2]])
+    z[1] = -np.inf
+    assert sample(isa, z, rows)[0][1] == -1
+    z[1, at] = np.inf
+    assert sample(isa, z, rows)[0][1] == -1
+
+
+def test_rows_of_a_sequence_share_its_history_and_biases(isa):
+    z = np.tile(np.array([3.0, 2.9, 2.8, -1.0]), (3, 1))
+    rows = [{"temperature": 0, "presence": 1.0, "history_length": n, "sequence": 1} for n in (0, 1, 2)]
+    assert sample(isa, z, rows, [0, 1])[0].tolist() == [0, 1, 2]
+    rows = [{"bias": {3: 9.0}, "temperature": 0}, {"temperature": 0, "sequence": 0, "biases": 1}, {"temperature": 0}]
+    assert sample(isa, z, rows)[0].tolist() == [3, 3, 0]

@@ -39,19 +39,21 @@ static void amx_expand_bf16(const char* w, int64_t stride, int64_t K, uint32_t* 
 // w = scale q + bias, in bf16. A code set in the mantissa of 1.0 is 1 + q / 2^BITS: no conversion, one fma.
 template <int BITS>
 static void amx_expand(const char* codes, int64_t stride, int64_t K, int group, const float* scale, const float* bias, uint32_t* panel) {
-  constexpr int CHUNK = 128 / BITS, EACH = 32 / BITS, TOP = 23 - BITS, MASK = ((1 << BITS) - 1) << TOP;
+  constexpr int WIDTH = bits_of(BITS), CHUNK = 128 / WIDTH, EACH = 32 / WIDTH, TOP = 23 - WIDTH, MASK = ((1 << WIDTH) - 1) << TOP;
+  const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);  // of FP4, doubled
   const int shift = __builtin_ctz(group);  // groups are powers of two
   for (int r = 0; r < AMX_ROWS; r += LANES)
     for (int64_t k = 0; k < round_up(K, 32); k += CHUNK) {
       vi z[4] = {};
-      if (k + CHUNK <= K) columns<true>(codes + r * stride + k * BITS / 8, stride, 16, z);
-      else if (k < K) columns<false>(codes + r * stride + k * BITS / 8, stride, (K - k) * BITS / 8, z);
+      if (k + CHUNK <= K) columns<true>(codes + r * stride + k * WIDTH / 8, stride, 16, z);
+      else if (k < K) columns<false>(codes + r * stride + k * WIDTH / 8, stride, (K - k) * WIDTH / 8, z);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
         const int64_t g = ((k + j * EACH) >> shift) * AMX_ROWS + r;
-        const vf s = loadf(scale + g) * (float)(1 << BITS), b = loadf(bias + g) - s;
+        const vf one = loadf(scale + g), s = one * (float)(1 << WIDTH), b = loadf(bias + g) - s;
         const auto weight = [&](int i) {
-          const vi at = i * BITS <= TOP ? z[j] << (TOP - i * BITS) : (vi)((u32x)z[j] >> (i * BITS - TOP));
+          if (BITS == FP4) return (vi)((vf)_mm512_permutexvar_ps((__m512i)((u32x)z[j] >> 4 * i), numbers) * one) + 0x8000;
+          const vi at = i * WIDTH <= TOP ? z[j] << (TOP - i * WIDTH) : (vi)((u32x)z[j] >> (i * WIDTH - TOP));
           return (vi)fma((vf)((at & MASK) | 0x3f800000), s, b) + 0x8000;
         };
 #pragma GCC unroll 4

@@ -270,7 +270,8 @@ template <class... Any> static void tile_product(Any...) {}
 // once, to float32, or to pairs of bfloat16 for AMX. Decode and the check of a few guessed tokens keep float32.
 enum Way { DIRECT, EXPANDED, TILED };
 LZ_INLINE Way way(const Args& a, const Tile& t) {
-  return t.rows <= 2 * ROWS ? DIRECT : HAS_TILES && t.rows > 8 * a.group ? TILED : EXPANDED;
+  const bool tiles = HAS_TILES && a.k.dtype != LZ_F32;  // who keeps float32 wants float32's accuracy
+  return t.rows <= 2 * ROWS ? DIRECT : tiles && t.rows > 8 * a.group ? TILED : EXPANDED;
 }
 
 template <Way WAY, class T>
@@ -418,6 +419,7 @@ static void run_chunk(const Args& a, Line& line, int64_t from, int64_t to, float
       const int64_t begin = t.page + cut.page, end = t.page + (stop < t.pages ? stop : t.pages);
       if (a.k.dtype == LZ_F16) attend_any<f16>(a, t, begin, end, st, room);
       else if (a.k.dtype == LZ_BF16) attend_any<bf16>(a, t, begin, end, st, room);
+      else if (a.k.dtype == LZ_F32) attend_any<float>(a, t, begin, end, st, room);
       else attend_any<int8_t>(a, t, begin, end, st, room);
       if (whole) finish(a, t, st);
     }
@@ -506,8 +508,8 @@ static size_t local(const Step& s, int) { return Room(nullptr, Args(s)).bytes; }
 static const char* check(const Step& s) {
   const int dtype = s.in[1].dtype;
   if (s.in[0].dtype != LZ_F32 || s.out[0].dtype != LZ_F32) return "q and the output must be float32";
-  if (dtype != s.in[2].dtype || (dtype != LZ_F16 && dtype != LZ_BF16 && dtype != LZ_I8))
-    return "pages must be float16, bfloat16 or int8";
+  if (dtype != s.in[2].dtype || (dtype != LZ_F32 && dtype != LZ_F16 && dtype != LZ_BF16 && dtype != LZ_I8))
+    return "pages must be float32, float16, bfloat16 or int8";
   if ((dtype == LZ_I8) != (s.ints[3] != 0)) return "int8 pages, and no others, have scales";
   if (s.in[1].shape[3] != PAGE || s.in[2].shape[2] != PAGE) return "a page must hold 32 tokens";
   if (s.in[0].shape[2] % 8 || s.in[0].shape[2] > 256) return "the head size must be a multiple of 8, at most 256";

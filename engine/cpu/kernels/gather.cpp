@@ -1,8 +1,9 @@
 // take:           o (A, I, C) = x (A, N, C)[:, idx (I)], any dtype; or both without A. Bytes moved: 2 A I C items.
-// quantized_take: o (I, K) float32 = rows idx (I) of quantized w (N, K bits / 32) u32, scales, biases (N, K / group).
-//                 ints = [bits, group]. Codes follow one another from the lowest bit on: eight are `bits` bytes.
+// quantized_take: o (I, K) float32 = rows idx (I) of quantized w (N, K bits / 32) u32, scales, [biases] (N, K / group).
+//                 ints = [format, group], see codes.h.
 // A negative index counts from the end; one out of range fails the run.
 #include "../rows.h"
+#include "codes.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -93,54 +94,37 @@ static const char* check_take(const Step& s) {
   return is_integer(idx.dtype) ? nullptr : "indices must be integers";
 }
 
-template <int BITS>
-static void dequantize_row(float* to, const uint8_t* codes, const float* scales, const float* biases, int64_t n,
-                           int64_t group) {
-  for (int64_t k = 0; k < n; k += 8, codes += BITS) {
-    uint64_t word = 0;
-    memcpy(&word, codes, BITS);
-    const float scale = scales[k / group], bias = biases[k / group];
-    for (int j = 0; j < 8; j++) to[k + j] = (float)(word >> (j * BITS) & ((1 << BITS) - 1)) * scale + bias;
-  }
-}
-
 static void run_quantized_take(const Step& s, Team& team) {
-  static constexpr void (*dequantize[])(float*, const uint8_t*, const float*, const float*, int64_t, int64_t) = {
-      dequantize_row<1>, dequantize_row<2>, dequantize_row<3>, dequantize_row<4>,
-      dequantize_row<5>, dequantize_row<6>, dequantize_row<7>, dequantize_row<8>};
-  const View &w = s.in[0], &scales = s.in[1], &biases = s.in[2], &idx = s.in[3], &out = s.out[0];
-  const int64_t columns = out.shape[1], bits = s.ints[0], groups = scales.shape[1];
+  const int format = (int)s.ints[0], group = (int)s.ints[1], parts = parts_of(format);
+  const View &w = s.in[0], &scales = s.in[1], *biases = parts == 3 ? s.in + 2 : 0, &idx = s.in[parts], &out = s.out[0];
+  const int64_t columns = out.shape[1], groups = scales.shape[1], size = ITEM_SIZE[scales.dtype];
   float *scale = reinterpret_cast<float*>(team.local), *bias = scale + groups;
-  const Load<float> load = loader<float>(scales.dtype);
   int64_t begin, end;
   team.part(out.shape[0], 1, &begin, &end);
   const auto ahead = [](int64_t) {};
   for_indices(idx, begin, end, w.shape[0], "quantized_take", team, ahead, [&](int64_t i, int64_t index) {
-    load(scale, scales.data + index * scales.strides[0] * ITEM_SIZE[scales.dtype], scales.strides[1], groups);
-    load(bias, biases.data + index * biases.strides[0] * ITEM_SIZE[biases.dtype], biases.strides[1], groups);
-    const uint8_t* codes = w.as<uint8_t>() + index * w.strides[0] * 4;
-    dequantize[bits - 1](out.as<float>() + i * out.strides[0], codes, scale, bias, columns, s.ints[1]);
+    float* to = out.as<float>() + i * out.strides[0];
+    row_sides(format, group, scales.dtype, scales.data + index * scales.strides[0] * size,
+              biases ? biases->data + index * biases->strides[0] * size : 0, groups, scale, bias);
+    over_numbers(format, group, w.data + index * w.strides[0] * 4, scale, bias, columns,
+                 [&](int64_t k, f32x v) __attribute__((always_inline)) { store(to + k, v); });
   });
 }
 
 static size_t local_quantized_take(const Step& s, int) { return size_t(s.in[1].shape[1]) * 2 * sizeof(float); }
 
 static const char* check_quantized_take(const Step& s) {
-  if (s.n_out != 1 || s.n_in != 4 || s.n_int != 2)
-    return "wants one output, inputs w, scales, biases, indices, and ints = [bits, group]";
-  const View &w = s.in[0], &scales = s.in[1], &biases = s.in[2], &idx = s.in[3], &out = s.out[0];
-  const int64_t bits = s.ints[0], group = s.ints[1], columns = out.shape[1];
-  if (bits < 1 || bits > 8 || group < 8 || group % 8) return "bits must be 1 to 8, and the group a multiple of 8";
-  if (w.ndim != 2 || scales.ndim != 2 || biases.ndim != 2 || out.ndim != 2 || idx.ndim != 1)
-    return "wants w, scales, biases, output of two axes and indices of one";
-  if (w.dtype != LZ_U32 || out.dtype != LZ_F32 || !is_integer(idx.dtype))
-    return "wants w uint32, integer indices, and a float32 output";
-  if (!is_float(scales.dtype) || scales.dtype != biases.dtype) return "scales and biases must have one float dtype";
-  if (w.shape[1] * 32 != columns * bits || scales.shape[1] * group != columns || biases.shape[1] != scales.shape[1])
-    return "w, scales, biases and the output differ in K";
-  if (w.shape[0] != scales.shape[0] || w.shape[0] != biases.shape[0] || idx.shape[0] != out.shape[0])
-    return "rows of w, scales and biases, or indices and output, differ in number";
-  return w.strides[1] == 1 && out.strides[1] == 1 ? nullptr : "rows of w and of the output must be contiguous";
+  const int parts = s.n_int == 2 ? parts_of(s.ints[0]) : 0;
+  if (s.n_out != 1 || parts < 2 || s.n_in != parts + 1)
+    return "wants one output, inputs w, scales, [biases], indices, and ints = [format, group]";
+  const View &w = s.in[0], &idx = s.in[parts], &out = s.out[0];
+  for (int i = 0; i < parts; i++) {
+    if (s.in[i].ndim != 2 || s.in[i].strides[1] != 1) return "wants w, scales, biases of two axes, contiguous rows";
+    if (s.in[i].shape[0] != w.shape[0]) return "rows of w, scales and biases differ in number";
+  }
+  if (out.ndim != 2 || idx.ndim != 1 || idx.shape[0] != out.shape[0]) return "wants an output row for each of the indices";
+  if (out.dtype != LZ_F32 || out.strides[1] != 1 || !is_integer(idx.dtype)) return "wants integer indices, and float32 rows";
+  return check_parts(s.ints[0], s.ints[1], out.shape[1], s.in);
 }
 
 extern const Kernel take, quantized_take;

@@ -1,11 +1,12 @@
 // gather_mm: o (R, M, N) f32 = a[lhs[r]] (M, K) times b[rhs[r]], of a (A, M, K) f32|f16|bf16; lhs, rhs (R) integers.
-// ints = [bits, group]: 0 for b (B, K, N) f32|f16|bf16, any strides; else b (B, N, K bits / 32) u32 codes, with scales and
-// biases (B, N, K / group), of which the transposes are taken. Negative indices count from the end.
+// ints = [format, group]: 0 for b (B, K, N) f32|f16|bf16, any strides; else b (B, N, K bits / 32) u32 codes, with scales and
+// [biases] (B, N, K / group), see codes.h, of which the transposes are taken. Negative indices count from the end.
 //
 // The plain loop multiplies matrix by matrix. The fast one orders the products by rhs, so that all that share a matrix of
 // b are one tall product, of which a unit of work is MB rows and a panel of 64 columns of b, expanded in the cache. Bytes
 // moved: a and o once a panel, b once for each MB rows that use it: as good as once, if many do.
 #include "../rows.h"
+#include "codes.h"
 #include "gemm.h"
 
 LZ_NAMESPACE_BEGIN
@@ -17,9 +18,10 @@ constexpr int64_t MB = 96, KC = 512, NB = 64;
 struct Grouped {
   View o, a, b;
   const View *scales, *biases, *lhs, *rhs;
-  int64_t R, M, N, K, B, bits, group;
+  int64_t R, M, N, K, B, group;
+  int format;
   explicit Grouped(const Step& s) : o(s.out[0]), a(s.in[0]), b(s.in[1]), scales(s.in + 2), biases(s.in + 3) {
-    bits = s.ints[0], group = s.ints[1], lhs = s.in + (bits ? 4 : 2), rhs = lhs + 1;
+    format = (int)s.ints[0], group = s.ints[1], lhs = s.in + 1 + parts_of(format), rhs = lhs + 1;
     R = o.shape[0], M = o.shape[1], N = o.shape[2], K = a.shape[2], B = b.shape[0];
   }
 };
@@ -54,27 +56,17 @@ void sort_products(const Grouped& g, const Order& at, Team& team) {
 
 // 16 columns of b[e] from n on, `depth` of K from k on -> to[depth][NB]; what lies past N is zero
 void dequantize(const Grouped& g, int64_t e, int64_t k, int64_t depth, int64_t n, float* to, float* rows) {
-  const int dtype = g.scales->dtype;
-  const Load<float> load = loader<float>(dtype);
+  float scale[KC / 16], bias[KC / 16];
   for (int64_t j = 0; j < LANES; j++) {
     float* row = rows + j * KC;
     if (n + j >= g.N) {
       memset(row, 0, depth * 4);
       continue;
     }
-    const uint8_t* codes = (const uint8_t*)(g.b.as<uint32_t>() + e * g.b.strides[0] + (n + j) * g.b.strides[1]) + k * g.bits / 8;
-    const uint64_t mask = (1 << g.bits) - 1;
-    for (int64_t i = 0; i < depth; i += g.group) {
-      float side[2];
-      const View* views[] = {g.scales, g.biases};
-      for (int v = 0; v < 2; v++)
-        load(side + v, views[v]->data + (e * views[v]->strides[0] + (n + j) * views[v]->strides[1] + (k + i) / g.group * views[v]->strides[2]) * ITEM_SIZE[dtype], 1, 1);
-      for (int64_t c = i; c < i + g.group; c += 8, codes += g.bits) {
-        uint64_t word = 0;
-        memcpy(&word, codes, g.bits);
-        for (int l = 0; l < 8; l++) row[c + l] = (float)(int32_t)(word >> (l * g.bits) & mask) * side[0] + side[1];
-      }
-    }
+    const auto at = [&](const View* v, int64_t column) { return v->data + (e * v->strides[0] + (n + j) * v->strides[1] + column) * ITEM_SIZE[v->dtype]; };
+    row_sides(g.format, (int)g.group, g.scales->dtype, at(g.scales, k / g.group), parts_of(g.format) == 3 ? at(g.biases, k / g.group) : 0, depth / g.group, scale, bias);
+    over_numbers(g.format, (int)g.group, at(&g.b, 0) + k * bits_of(g.format) / 8, scale, bias, depth,
+                 [&](int64_t i, f32x v) __attribute__((always_inline)) { store(row + i, v); });
   }
   columns_f32(LZ_F32, (const char*)rows, KC * 4, depth, to, NB);
 }
@@ -103,7 +95,7 @@ void product(const Grouped& g, const Order& at, int64_t e, int64_t begin, int64_
       const int64_t r = at.order[at.first[e] + (begin + i) / g.M], m = (begin + i) % g.M;
       load(w.block + i * KC, g.a.data + (at.left[r] * g.a.strides[0] + m * g.a.strides[1] + k * g.a.strides[2]) * item, g.a.strides[2], depth);
     }
-    if (!g.bits) copy_panel(g, e, k, depth, n, columns, w.panel);
+    if (!g.format) copy_panel(g, e, k, depth, n, columns, w.panel);
     else for (int64_t c = 0; c < columns; c += LANES) dequantize(g, e, k, depth, n + c, w.panel + c, w.rows);
     for (int64_t i = 0; i < rows; i += FLOAT_MR) {
       const auto tile = rows - i == 1 ? float_tile<1> : rows - i == 2 ? float_tile<2> : float_tile<FLOAT_MR>;
@@ -140,20 +132,17 @@ size_t local(const Step&, int) { return WORK; }
 
 bool is_real(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
 const char* check(const Step& s) {
-  if (s.n_out != 1 || s.n_int != 2 || s.n_in != (s.ints[0] ? 6 : 4)) return "wants one output, inputs a, b, [scales, biases], lhs, rhs, and ints = [bits, group]";
+  if (s.n_out != 1 || s.n_int != 2 || s.n_in != 3 + parts_of(s.ints[0])) return "wants one output, inputs a, b, [scales, biases], lhs, rhs, and ints = [format, group]";
   const Grouped g(s);
   if (g.o.ndim != 3 || g.a.ndim != 3 || g.b.ndim != 3 || g.lhs->ndim != 1 || g.rhs->ndim != 1) return "wants arrays of three axes and indices of one";
   if (g.o.dtype != LZ_F32 || !is_real(g.a.dtype)) return "wants a of floats and a float32 output";
   if (!is_integer(g.lhs->dtype) || !is_integer(g.rhs->dtype)) return "indices must be integers";
   if (g.lhs->shape[0] != g.R || g.rhs->shape[0] != g.R || g.a.shape[1] != g.M) return "the output must be (R, M, N)";
   if (g.o.strides[2] != 1 || g.o.strides[1] != g.N || g.o.strides[0] != g.M * g.N) return "the output must be contiguous";
-  if (!g.bits) return is_real(g.b.dtype) && g.b.shape[1] == g.K && g.b.shape[2] == g.N ? nullptr : "b must be (B, K, N) of floats";
-  if (g.bits < 2 || g.bits > 8 || g.group < 8 || g.group % 8 || KC % g.group) return "bits must be 2 to 8, and the group 8 to 512, a power of two";
-  if (g.b.dtype != LZ_U32 || g.b.strides[2] != 1 || g.b.shape[1] != g.N || g.b.shape[2] * 32 != g.K * g.bits) return "codes must be (B, N, K bits / 32) uint32";
-  for (const View* v = g.scales; v <= g.biases; v++)
-    if (v->ndim != 3 || !is_real(v->dtype) || v->dtype != g.scales->dtype || v->shape[1] != g.N || v->shape[2] * g.group != g.K)
-      return "scales and biases must be (B, N, K / group) of one float dtype";
-  return nullptr;
+  if (!g.format) return is_real(g.b.dtype) && g.b.shape[1] == g.K && g.b.shape[2] == g.N ? nullptr : "b must be (B, K, N) of floats";
+  for (const View* v = s.in + 1; v < g.lhs; v++)
+    if (v->ndim != 3 || v->strides[2] != 1 || v->shape[1] != g.N || v->shape[0] != g.B) return "codes, scales and biases must be (B, N, ...), with contiguous rows";
+  return check_parts(g.format, g.group, g.K, s.in + 1);
 }
 
 }  // namespace

@@ -2,9 +2,9 @@
 //
 //   o  n outputs (T, N_j) f32, or 1 if epilogue >= 2
 //   i  x (T, K) f32, [norm weight (K)], for each j W_j (N_j, K) f32|f16|bf16, or codes u32 (N_j, K bits / 32), scales and
-//      biases (N_j, K / group); then [for each j bias_j (N_j)], [residual (T, N) f32]. x may not overlap an output; the
+//      [biases] (N_j, K / group); then [for each j bias_j (N_j)], [residual (T, N) f32]. x may not overlap an output; the
 //      residual may.
-//   ints [n, bits (0 dense, 2, 3, 4, 5, 6, 8), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
+//   ints [n, format of the weights (codes.h), group, norm (1 rms), epilogue, has_bias, precise]; floats [eps]
 //   epilogue 0 none, 1 + residual (n = 1), 2 silu(y0) y1, 3 gelu(y0) y1, 4 gelu_tanh(y0) y1 (n = 2),
 //   5 gpt-oss' clamped swish(y0) (y1 + 1)
 //
@@ -18,27 +18,29 @@ LZ_NAMESPACE_BEGIN
 struct Weight { const View *w, *scales, *biases, *bias; int64_t N; };
 
 struct Linear {
-  int n, bits, stored, group, norm, epilogue, has_bias, precise;  // bits: 0, 4 or 8; other widths are stored, and read as 8
+  int n, stored, bits, group, norm, epilogue, has_bias, precise;  // stored: a format; bits: the one that paths read
   float eps;
   int64_t T, K, Kp, groups;  // Kp: K rounded up to 64; groups: rounded up to 8
   const View *x, *norm_w, *residual, *out;
   Weight w[8];
 
   explicit Linear(const Step& s)
-      : n((int)s.ints[0]), bits(s.ints[1] == 4 ? 4 : s.ints[1] ? 8 : 0), stored((int)s.ints[1]), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
+      : n((int)s.ints[0]), stored((int)s.ints[1]), bits(stored == 4 || stored == FP4 ? stored : stored == FP8 || !stored ? 0 : 8), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
         has_bias((int)s.ints[5]), precise((int)s.ints[6]), eps((float)s.floats[0]), T(s.in[0].shape[0]), K(s.in[0].shape[1]),
-        Kp(round_up(K, 64)), groups(bits ? round_up(K / group, 8) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
+        Kp(round_up(K, 64)), groups(stored ? round_up(K / group, 8) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
     const View* in = s.in + 1;
     if (norm) norm_w = in++;
     for (int j = 0; j < n; j++) {
       w[j] = {in, in + 1, in + 2, 0, in->shape[0]};
-      in += bits ? 3 : 1;
+      in += parts_of(stored);
     }
     for (int j = 0; has_bias && j < n; j++) w[j].bias = in++;
     if (epilogue == 1) residual = in;
   }
   Codes codes(int M, int passes) const { return {Kp, group < 64 ? group : 64, M, passes}; }
   bool gated() const { return epilogue >= 2; }
+  // what dense paths read: powers of two times e4m3 are exact in bf16
+  int dense_dtype(int j) const { return !stored ? w[j].w->dtype : w[j].scales->dtype == LZ_U8 && group > 16 ? LZ_BF16 : LZ_F32; }
   int64_t acts_bytes(int64_t tokens) const { return (tokens + 32) * Kp * 4; }  // every path's records fit, and its last tile
   int64_t panel_bytes() const { return 64 * Kp * (bits ? 2 : 4) + 64 * 64; }
   int64_t tail_bytes() const { return 64 * (Kp * (bits ? 1 : 4) + 8 * groups + 64); }
@@ -73,7 +75,7 @@ template <int ROWS> static void expand_scales(const Linear& L, const Block& b) {
   }
 }
 
-// Prefill gives 15 bits to the groups with outliers only: of SmolLM2 on 1,024 tokens, mean KL 3e-4 against 6e-3 with none
+// Steps of more than 4 tokens give 15 bits to the groups with outliers only: of SmolLM2 mean KL 3e-4 against 6e-3 with none
 // and 1e-6 with all.
 constexpr float PLAIN = 3;
 template <int BITS, int M, int PASSES> struct Coded {
@@ -82,11 +84,11 @@ template <int BITS, int M, int PASSES> struct Coded {
     quantize_row<BITS, M, PASSES>(L.codes(M, PASSES), x, L.K, acts + t / M * M * record(L), (int)(t % M), L.precise || L.T <= 4 ? 0 : PLAIN);
   }
 };
-template <int BITS, int A, int M, int PASSES> struct RowsPath : Coded<BITS, M, PASSES> {
+template <int BITS, int A, int M, int PASSES, bool SOME = false> struct RowsPath : Coded<BITS, M, PASSES> {
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += M * LANES)
       for (int r = 0; r < LANES; r += W)
-        rows_tile<BITS, A, M, PASSES>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group},
+        rows_tile<BITS, A, M, PASSES, SOME>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group},
                                       L.codes(M, PASSES), acts, y + r);
   }
   static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
@@ -181,7 +183,7 @@ template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise)
 #if defined(__AVX512VNNI__)
   if (T == 1) return AlongPath<BITS, A>::path;
 #endif
-  if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 1>::path;
+  if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 2, true>::path;
   return T == 1 ? RowsPath<BITS, A, 1, 2>::path : T == 2 ? RowsPath<BITS, A, 2, 2>::path : RowsPath<BITS, A, 4, 2>::path;
 }
 template <int BITS> static const Path& coded_path(const Linear& L) {
@@ -196,10 +198,10 @@ template <int BITS> static const Path& coded_path(const Linear& L) {
   return PanelPath<BITS>::path;
 }
 static const Path& choose(const Linear& L) {
-  if (L.bits) return L.bits == 4 ? coded_path<4>(L) : coded_path<8>(L);
+  if (L.bits) return (L.bits == 4 ? coded_path<4> : L.bits == 8 ? coded_path<8> : coded_path<FP4>)(L);
   if (L.T <= 4) return L.T == 1 ? DensePath<1>::path : L.T == 2 ? DensePath<2>::path : DensePath<4>::path;
 #if defined(__AMX_BF16__)
-  if (L.w[0].w->dtype == LZ_BF16) return AmxPath<0>::path;
+  if (L.dense_dtype(0) == LZ_BF16) return AmxPath<0>::path;
 #endif
   return FloatPath::path;
 }
@@ -249,38 +251,60 @@ static void finish(const Linear& L, int j, int64_t t, int64_t tokens, int64_t n,
   }
 }
 
-// Rows n .. n + rows of weight j; past the last row, a copy padded with zeros, so that no kernel has a tail of rows. Codes
-// of a width that no kernel reads are copied as bytes.
-static Block block_of(const Linear& L, const Weight& w, int64_t n, int rows, char* panel, char* tail) {
+// Rows n .. n + rows of weight j; past the last row, a copy padded with zeros, so that no kernel has a tail of rows. What no
+// path reads as it is stored is copied too: codes of other widths as bytes, FP8 as dense weights, the scales of FP4 as floats.
+static Block block_of(const Linear& L, int j, int64_t n, int rows, char* panel, char* tail) {
+  const Weight& w = L.w[j];
   Block b = {};
-  b.stride = w.w->strides[0] * (L.bits ? 4 : size_of(w.w->dtype));
-  b.w = w.w->data + n * b.stride;
-  b.dtype = L.bits ? w.scales->dtype : w.w->dtype;
   b.panel = panel;
-  if (L.bits) {
-    b.stride_s = w.scales->strides[0] * size_of(b.dtype);
+  b.stride = w.w->strides[0] * (L.stored ? 4 : size_of(w.w->dtype));
+  b.w = w.w->data + n * b.stride;
+  b.dtype = L.bits ? w.scales->dtype : L.dense_dtype(j);
+  if (L.stored) {
+    b.stride_s = w.scales->strides[0] * size_of(w.scales->dtype);
     b.scales = w.scales->data + n * b.stride_s;
-    b.biases = w.biases->data + n * b.stride_s;
+    b.biases = parts_of(L.stored) == 3 ? w.biases->data + n * b.stride_s : 0;
   }
   const int64_t real = least(rows, w.N - n);
-  const auto copied = [&](const char*& from, int64_t stride, auto copy) {
+  const auto copied = [&](const char*& from, int64_t& old, int64_t stride, auto copy) {  // row r with copy(its bytes, where to)
     memset(tail + real * stride, 0, (rows - real) * stride);
-    copy(from);
-    from = tail;
+    for (int64_t r = 0; r < real; r++) copy(from + r * old, tail + r * stride);
+    from = tail, old = stride;
     tail += round_up(rows * stride, 64);
   };
-  if (L.stored != L.bits) {
-    copied(b.w, L.K, [&](const char* from) {
-      for (int64_t r = 0; r < real; r++) widen_codes(L.stored, from + r * b.stride, L.K, (uint8_t*)tail + r * L.K);
+  if (L.stored == FP8) {
+    float *scale = (float*)tail, *bias = scale + L.groups;
+    tail += 8 * L.groups;
+    const char* sides = b.scales;
+    copied(b.w, b.stride, L.K * size_of(b.dtype), [&](const char* from, char* to) {
+      row_sides(FP8, L.group, w.scales->dtype, sides, 0, L.K / L.group, scale, bias);
+      over_numbers(FP8, L.group, from, scale, bias, L.K, [&](int64_t k, f32x v) __attribute__((always_inline)) {
+        if (b.dtype == LZ_F32) store((float*)to + k, v);
+        else store((uint16_t*)to + k, __builtin_convertvector((u32x)v >> 16, u16x));  // exact
+      });
+      sides += b.stride_s;
     });
-    b.stride = L.K;
+    return b;
+  }
+  if (L.stored != L.bits)
+    copied(b.w, b.stride, L.K, [&](const char* from, char* to) { widen_codes(L.stored, from, L.K, (uint8_t*)to); });
+  if (L.stored == FP4) {
+    const int64_t stride = 4 * L.groups;
+    float* bias = (float*)(tail + rows * stride);
+    b.biases = (char*)bias, b.dtype = LZ_F32;
+    memset(bias, 0, rows * stride);
+    copied(b.scales, b.stride_s, stride, [&](const char* from, char* to) {
+      row_sides(FP4, L.group, w.scales->dtype, from, 0, L.K / L.group, (float*)to, bias);
+      bias += L.groups;
+    });
+    tail += round_up(rows * stride, 64);
   }
   if (real == rows) return b;
   const auto padded = [&](const char*& from, int64_t stride) {
-    copied(from, stride, [&](const char* x) { memcpy(tail, x, real * stride); });
+    copied(from, stride, stride, [&](const char* x, char* to) { memcpy(to, x, stride); });
   };
   if (L.stored == L.bits) padded(b.w, b.stride);
-  if (L.bits) padded(b.scales, b.stride_s), padded(b.biases, b.stride_s);
+  if (parts_of(L.stored) == 3) padded(b.scales, b.stride_s), padded(b.biases, b.stride_s);
   return b;
 }
 
@@ -304,8 +328,8 @@ static void multiply(const Linear& L, const Path& path, const char* acts, char* 
   for (int64_t i = begin; i < end; i++)
     for (int e = 0; e < weights; e++, count++) {
       at[count] = place(L, path, i);
-      const Weight& w = L.w[at[count].j += e];
-      b[count] = block_of(L, w, at[count].n, path.rows, panels + count * L.panel_bytes(), tails + count * L.tail_bytes());
+      at[count].j += e;
+      b[count] = block_of(L, at[count].j, at[count].n, path.rows, panels + count * L.panel_bytes(), tails + count * L.tail_bytes());
       path.expand(L, b[count]);
     }
   for (int64_t t = 0; t < L.T; t += path.tokens) {
@@ -363,21 +387,18 @@ static const char* check(const Step& s) {
   if (s.n_int != 7 || s.n_float < 1) return "wants 7 integers and eps";
   const int64_t n = s.ints[0], bits = s.ints[1], group = s.ints[2], epilogue = s.ints[4], wants = epilogue > 1 ? 2 : 1;
   if (n < 1 || n > 8) return "wants 1 to 8 weights";
-  if (bits && (bits < 2 || bits > 8 || bits == 7)) return "bits must be 0 (dense), 2, 3, 4, 5, 6 or 8";
-  if (bits && group != 16 && group != 32 && group != 64 && group != 128) return "group must be 16, 32, 64 or 128";
+  if (bits && !is_format(bits)) return LZ_FORMATS ", 0 for dense weights";
+  if (bits && !is_group(group)) return LZ_GROUPS;
   if (epilogue < 0 || epilogue > 5 || (epilogue && n != wants)) return "epilogue 1 wants one weight, 2 to 5 want two";
-  const int64_t inputs = 1 + (s.ints[3] != 0) + n * ((bits ? 3 : 1) + (s.ints[5] != 0)) + (epilogue == 1);
+  const int64_t inputs = 1 + (s.ints[3] != 0) + n * (parts_of(bits) + (s.ints[5] != 0)) + (epilogue == 1);
   if (s.n_in != inputs || s.n_out != (epilogue > 1 ? 1 : n)) return "wants other numbers of inputs and outputs for these integers";
   const Linear L(s);
   if (L.x->dtype != LZ_F32 || (L.T && L.K > 1 && L.x->strides[1] != 1)) return "x must be float32, contiguous in its last axis";
-  if (bits && L.K % group) return "the inner size must be a multiple of the group";
   for (int j = 0; j < n; j++) {
     const Weight& w = L.w[j];
-    const bool known = bits ? w.w->dtype == LZ_U32 && is_float(w.scales->dtype) && w.scales->dtype == w.biases->dtype : is_float(w.w->dtype);
-    if (!known) return "weights must be float32, float16 or bfloat16, or uint32 codes with such scales and biases";
-    if (w.w->shape[1] != (bits ? L.K * bits / 32 : L.K)) return "the weight's inner size differs from x's";
-    if (bits && (w.scales->strides[0] != w.biases->strides[0] || w.scales->shape[1] != L.K / group))
-      return "scales and biases must have one column a group";
+    if (!bits && (!is_float(w.w->dtype) || w.w->shape[1] != L.K)) return "dense weights must be float32, float16 or bfloat16, of x's inner size";
+    if (const char* what = bits ? check_parts(bits, group, L.K, w.w) : 0) return what;
+    if (parts_of(bits) == 3 && w.scales->strides[0] != w.biases->strides[0]) return "scales and biases must have the same strides";
     if (w.N != L.out[L.gated() ? 0 : j].shape[1]) return "the output's last size differs from the weight's first";
   }
   return 0;
@@ -386,8 +407,8 @@ static const char* check(const Step& s) {
 // experts: y[t] = sum_j share[t][j] down_e(act(gate_e x[t]) up_e x[t]) for e = chosen[t][j], a mixture of experts.
 //
 //   o  (T, C) f32     i  x (T, C) f32, chosen (T, k) i32, share (T, k) f32, gate, up (E, I, C) and down (E, C, I), each a
-//      dense weight or codes, scales and biases as above, then [gate, up, down biases (E, I), (E, I), (E, C)]
-//   ints [bits, group, epilogue (2 to 5), has_bias]
+//      dense weight or codes, scales and [biases] as above, then [gate, up, down biases (E, I), (E, I), (E, C)]
+//   ints [format, group, epilogue (2 to 5), has_bias]
 //
 // The T k pairs are sorted by expert, so that each expert is one linear of the tokens that chose it: twice, then a sum.
 // Only chosen experts' weights are read. Between the three, the pairs' results lie in the shared workspace.
@@ -398,7 +419,7 @@ struct Experts {
 
   explicit Experts(const Step& s)
       : x(s.in), chosen(s.in + 1), share(s.in + 2), biases{}, T(s.in[0].shape[0]), k(s.in[1].shape[1]), C(s.in[0].shape[1]),
-        bits((int)s.ints[0]), group((int)s.ints[1]), epilogue((int)s.ints[2]), per(bits ? 3 : 1) {
+        bits((int)s.ints[0]), group((int)s.ints[1]), epilogue((int)s.ints[2]), per(parts_of(bits)) {
     for (int j = 0; j < 3; j++) weights[j] = s.in + 3 + j * per;
     for (int j = 0; s.ints[3] && j < 3; j++) biases[j] = s.in + 3 + 3 * per + j;
     I = weights[0]->shape[1], E = weights[0]->shape[0];
@@ -532,7 +553,7 @@ static size_t local_experts(const Step& step, int) {
 
 static const char* check_experts(const Step& s) {
   if (s.n_int != 4 || s.n_out != 1) return "wants 4 integers and one output";
-  const int64_t per = s.ints[0] ? 3 : 1;
+  const int64_t per = parts_of(s.ints[0]);
   if (s.n_in != 3 + 3 * per + 3 * (s.ints[3] != 0)) return "wants other numbers of inputs for these integers";
   const Experts X(s);
   if (s.ints[2] < 2 || s.ints[2] > 5) return "epilogue must be 2 to 5";

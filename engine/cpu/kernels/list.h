@@ -17,6 +17,8 @@ LZ_KERNEL(softmax)            // norm.cpp
 LZ_KERNEL(rms_norm)           // norm.cpp
 LZ_KERNEL(layer_norm)         // norm.cpp
 LZ_KERNEL_AMX(matmul)         // matmul.cpp
+LZ_KERNEL_AMX(quantized_matmul) // quantized_matmul.cpp
+LZ_KERNEL_AMX(linear_cross_entropy) // linear_cross_entropy.cpp
 LZ_KERNEL(quantize)           // quantize.cpp
 LZ_KERNEL(dequantize)         // quantize.cpp
 LZ_KERNEL(random)             // random.cpp
@@ -30,8 +32,12 @@ LZ_KERNEL(cross_entropy_lse)  // cross_entropy.cpp
 LZ_KERNEL(cross_entropy_grad) // cross_entropy.cpp
 LZ_KERNEL(attention_lse)      // attention_dense.cpp
 LZ_KERNEL(attention_grad)     // attention_dense.cpp
+LZ_KERNEL(ragged_attention_lse)  // attention_dense.cpp
+LZ_KERNEL(ragged_attention_grad) // attention_dense.cpp
 LZ_KERNEL(sort)               // sort.cpp
 LZ_KERNEL(argsort)            // sort.cpp
 LZ_KERNEL(scan)               // scan.cpp
 LZ_KERNEL(conv)               // conv.cpp
 LZ_KERNEL(gather_mm)          // grouped.cpp
+LZ_KERNEL(short_conv)         // delta.cpp
+LZ_KERNEL(gated_delta)        // delta.cpp

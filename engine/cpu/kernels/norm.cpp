@@ -61,6 +61,9 @@ template <class Row> LZ_INLINE void for_rows(const Step& s, Team& team, Row row)
   if (streams) streamed();
 }
 
+// Asks for the next row, n floats further: a pass that computes leaves memory idle, and the next one would wait for it
+LZ_INLINE void ask_ahead(const float* x, int64_t n) { __builtin_prefetch(x + n); }
+
 struct Part { float largest, total; };  // of e^(x - largest)
 LZ_INLINE float largest_of(const float* x, int64_t n) {  // a NaN may be missed: the exponentials keep it
   const f32x least = splat(-__builtin_inff());
@@ -117,6 +120,7 @@ static void run_softmax(const Step& s, Team& team) {
     const f32x shift = splat(largest_of(x, n));
     f32x total = {};
     over(n, LZ_LANES {
+      ask_ahead(x + k, n);
       const f32x e = exp(get(x + k, lanes, -__builtin_inff()) - shift);
       put(y + k, e, lanes);
       total += e;
@@ -130,7 +134,7 @@ static void run_rms_norm(const Step& s, Team& team) {
   const float eps = (float)s.floats[0];
   for_rows(s, team, [&, w = weight(s, team, 1)](float* y, const float* x, int64_t n) {
     const f32x scale = splat(1 / __builtin_sqrtf(sum_of(x, n, 0, [](f32x v) { return v * v; }) / (float)n + eps));
-    over(n, LZ_LANES { put(y + k, get(x + k, lanes) * scale * get(w + k, lanes), lanes); });
+    over(n, LZ_LANES { ask_ahead(x + k, n), put(y + k, get(x + k, lanes) * scale * get(w + k, lanes), lanes); });
   });
 }
 
@@ -140,7 +144,7 @@ static void run_layer_norm(const Step& s, Team& team) {
     const f32x mean = splat(sum_of(x, n, 0, [](f32x v) { return v; }) / (float)n);
     const float squares = sum_of(x, n, mean[0], [&](f32x v) { return (v - mean) * (v - mean); });
     const f32x scale = splat(1 / __builtin_sqrtf(squares / (float)n + eps));
-    over(n, LZ_LANES { put(y + k, (get(x + k, lanes) - mean) * scale * get(w + k, lanes) + get(b + k, lanes), lanes); });
+    over(n, LZ_LANES { ask_ahead(x + k, n), put(y + k, (get(x + k, lanes) - mean) * scale * get(w + k, lanes) + get(b + k, lanes), lanes); });
   });
 }
 

@@ -4,7 +4,7 @@
 // An activation is one int8 of a group's largest magnitude / 127, or ("two passes") 128 h + l of / 16256: 15 bits. Panels
 // take the second pass only where some token of the tile has an l, see quantize_row.
 #pragma once
-#include "columns.h"
+#include "codes.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -26,39 +26,28 @@ template <int BITS> LZ_INLINE u8x code_order(u8x a) {
   if (BITS == 8) return a;
   return __builtin_shufflevector(a, a, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 }
-template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {
+// nibbles as they are, or as what they stand for: whole numbers of FP4, in a byte each
+template <int BITS> LZ_INLINE vi e2m1(vi q) {
+  if (BITS != FP4) return q;
+#if defined(__AVX512BW__)
+  return (vi)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load<__m128i>(E2M1)), (__m512i)q);
+#elif defined(__AVX2__)
+  return (vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load<__m128i>(E2M1)), (__m256i)q);
+#else
+  uint8_t bytes[sizeof q];
+  memcpy(bytes, &q, sizeof q);
+  for (uint8_t& b : bytes) b = E2M1[b];
+  return load<vi>(bytes);
+#endif
+}
+template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {  // BITS: 4, 8 or FP4
   for (int j = 0; j < 4; j++) {
     if (BITS == 8) {
       q[j] = z[j];
     } else {
-      q[2 * j] = z[j] & 0x0f0f0f0f;
-      q[2 * j + 1] = (z[j] >> 4) & 0x0f0f0f0f;
+      q[2 * j] = e2m1<BITS>(z[j] & 0x0f0f0f0f);
+      q[2 * j + 1] = e2m1<BITS>((z[j] >> 4) & 0x0f0f0f0f);
     }
-  }
-}
-
-// Codes of 2, 3, 5 or 6 bits, a stream of low bits first, to bytes; K is a multiple of 16.
-static void widen_codes(int bits, const char* from, int64_t K, uint8_t* to) {
-  const uint64_t ones = 0x0101010101010101, mask = ((1u << bits) - 1) * ones;
-  int64_t k = 0;
-#if defined(__AVX512VBMI__)  // byte b i + j of the stream to byte j of lane i, then every code from its bit of the lane
-  const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), steps = _mm512_set1_epi64(0x0706050403020100);
-  const __m512i bytes = _mm512_add_epi8(_mm512_mullo_epi64(lane, _mm512_set1_epi64(bits * ones)), steps);
-  const __m512i shifts = _mm512_set1_epi64(0x0706050403020100 * bits), low = _mm512_set1_epi64(mask);
-  for (; k + 64 <= K; k += 64, from += 8 * bits) {
-    const __m512i z = _mm512_permutexvar_epi8(bytes, _mm512_maskz_loadu_epi8((1ull << 8 * bits) - 1, from));
-    _mm512_storeu_si512(to + k, _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, z), low));
-  }
-#endif
-  for (; k < K; k += 8, from += bits) {
-    uint64_t z = 0;
-    for (int i = 0; i < bits; i++) z |= (uint64_t)(uint8_t)from[i] << 8 * i;
-#if defined(__BMI2__)
-    z = _pdep_u64(z, mask);
-    memcpy(to + k, &z, 8);
-#else
-    for (int i = 0; i < 8; i++) to[k + i] = z >> bits * i & mask & 255;
-#endif
   }
 }
 
@@ -114,10 +103,11 @@ template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const c
 constexpr int DOT_QUADS = 8;
 template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const char* a) {
 #if defined(__AVX2__)
-  if (BITS == 4) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits
+  if (BITS != 8) {  // pairs: at most 2 * 15 * 127, and eight of them still fit 16 bits; five of 2 * 24 * 127
     vm sum = {};
     unrolled<N>(LZ_LAMBDA(j) {
       sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16((vm)q[j], _mm256_set1_epi32(four(a + 4 * M * j))));
+      if (BITS == FP4 && j % 4 == 3) acc += (vi)_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), sum = vm{};
     });
     return acc + (vi)_mm256_madd_epi16(sum, _mm256_set1_epi16(1));
   }
@@ -138,6 +128,15 @@ template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const c
 }
 #endif
 
+LZ_INLINE bool any(const char* p, int64_t n) {
+  vi seen{};
+  for (int64_t i = 0; i < n; i += 4 * W) seen |= load<vi>(p + i);
+  int32_t lanes[W], all = 0;
+  store(lanes, seen);
+  for (int i = 0; i < W; i++) all |= lanes[i];
+  return all;
+}
+
 // Decode: M tokens x W rows straight from the mapped bytes, `stride` bytes a row. Each chunk of W x 16 bytes is
 // turned and unpacked once, in registers, for all tokens and passes. scale, bias: f32 [groups of the weights][16].
 // Bytes moved: every code once, and the activations from the first-level cache.
@@ -147,9 +146,10 @@ struct Rows {
   const float *scale, *bias;
   int group;
 };
-template <int BITS, int A, int M, int PASSES>
+// SOME: the second pass is taken only over chunks where some token has an l.
+template <int BITS, int A, int M, int PASSES, bool SOME>
 static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y) {
-  constexpr int CHUNK = 128 / BITS, TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1;
+  constexpr int CHUNK = 128 / bits_of(BITS), TURNS = A > CHUNK ? A / CHUNK : 1, SPLIT = CHUNK > A ? CHUNK / A : 1;
   constexpr int QUADS = CHUNK / 4 / SPLIT, DOT = DOT_QUADS < QUADS ? DOT_QUADS : QUADS;
   const int64_t block = W * w.stride, ahead = block > 16384 ? block : 16384;
   const int share = w.group / A == 2;  // two activation groups to a scale
@@ -159,6 +159,7 @@ static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y)
   const char *p = w.codes, *next = w.codes + ahead;
   for (int64_t k = 0; k < w.K; k += CHUNK * TURNS) {
     vi part[SPLIT][M][PASSES] = {};
+    const bool fine = !SOME || any(acts + low + M * k, M * CHUNK * TURNS);
     unrolled<TURNS>(LZ_LAMBDA(turn) {
       vi z[4], q[CHUNK / 4];
       for (int line = 0; line < W / 4; line++) __builtin_prefetch(next + 64 * line);
@@ -166,9 +167,10 @@ static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y)
       else columns<false>(p, w.stride, 8, z);
       p += 16, next += 16 * W;
       unpack<BITS>(z, q);
-      unrolled<QUADS / DOT>(LZ_LAMBDA(j) {
-        unrolled<M>(LZ_LAMBDA(m) {
-          unrolled<PASSES>(LZ_LAMBDA(pass) {
+      unrolled<PASSES>(LZ_LAMBDA(pass) {
+        if (pass && !fine) return;
+        unrolled<QUADS / DOT>(LZ_LAMBDA(j) {
+          unrolled<M>(LZ_LAMBDA(m) {
             unrolled<SPLIT>(LZ_LAMBDA(s) {
               const char* a = acts + pass * low + M * (k + turn * CHUNK + s * A) + 4 * (M * j * DOT + m);
               part[s][m][pass] = dot<BITS, DOT, M>(part[s][m][pass], q + s * QUADS + j * DOT, a);
@@ -196,7 +198,7 @@ static void rows_tile(const Rows& w, const Codes& c, const char* acts, float* y)
 // bytes; 4-bit ones split into the even and the odd codes, so `order_along` puts the activations of each 128 so.
 template <int BITS> static void order_along(const Codes& c, char* record) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), one = _mm512_set1_epi32(1);
-  for (int pass = 0; BITS == 4 && pass < c.passes; pass++, record += c.K)
+  for (int pass = 0; BITS != 8 && pass < c.passes; pass++, record += c.K)
     for (int64_t k = 0; k < c.K; k += 128) {
       const __mmask16 there = c.K - k < 128 ? 0xff : 0xffff;
       const __m512i a = _mm512_loadu_si512(record + k), b = there == 0xff ? a : _mm512_loadu_si512(record + k + 64);
@@ -216,7 +218,7 @@ LZ_INLINE __m512 along(int dtype, const char* row, int64_t first, int64_t n, int
 template <int BITS, int A>
 static void rows_along(const char* w, int64_t stride, const char* scales, const char* biases, int64_t stride_s, int dtype,
                        int group, int64_t K, const Codes& c, const char* acts, float* lanes) {
-  constexpr int R = 4, CODES = 512 / BITS, STEP = CODES / A, NEAR = 2560, FAR = 10240;
+  constexpr int R = 4, WIDTH = bits_of(BITS), CODES = 512 / WIDTH, STEP = CODES / A, NEAR = 2560, FAR = 10240;
   const int64_t G = K / A;
   const int share = group / A == 2;
   const float *d = c.d(acts), *d_sum = d + c.groups();
@@ -236,19 +238,19 @@ static void rows_along(const char* w, int64_t stride, const char* scales, const 
     const auto vectors = [&](int64_t k, __mmask64 real, __mmask64 codes, int64_t half) __attribute__((always_inline)) {
       const char* a = acts + k;
       const __m512i h = _mm512_maskz_loadu_epi8(real, a), l = _mm512_maskz_loadu_epi8(real, a + c.K);
-      const __m512i h1 = BITS == 4 ? _mm512_maskz_loadu_epi8(real, a + half) : h, l1 = BITS == 4 ? _mm512_maskz_loadu_epi8(real, a + half + c.K) : l;
+      const __m512i h1 = WIDTH == 4 ? _mm512_maskz_loadu_epi8(real, a + half) : h, l1 = WIDTH == 4 ? _mm512_maskz_loadu_epi8(real, a + half + c.K) : l;
       unrolled<R>(LZ_LAMBDA(r) {
-        const char* p = w + r * stride + k * BITS / 8;
+        const char* p = w + r * stride + k * WIDTH / 8;
         __builtin_prefetch(p + NEAR);       // to the first-level cache,
         __builtin_prefetch(p + FAR, 0, 2);  // when it is in the second already: the first can wait for few lines only
-        const __m512i q = _mm512_maskz_loadu_epi8(codes, p), q0 = BITS == 4 ? _mm512_and_si512(q, low) : q;
-        const __m512i q1 = _mm512_gf2p8affine_epi64_epi8(q, high, 0);  // q >> 4, in bytes
+        const __m512i q = _mm512_maskz_loadu_epi8(codes, p), q0 = WIDTH == 4 ? (__m512i)e2m1<BITS>((vi)_mm512_and_si512(q, low)) : q;
+        const __m512i q1 = (__m512i)e2m1<BITS>((vi)_mm512_gf2p8affine_epi64_epi8(q, high, 0));  // q >> 4, in bytes
         __m512i dot = _mm512_setzero_si512();
         asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q0), "v"(h));
-        if (BITS == 4) asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q1), "v"(h1));
+        if (WIDTH == 4) asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q1), "v"(h1));
         dot = _mm512_slli_epi32(dot, 7);
         asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q0), "v"(l));
-        if (BITS == 4) asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q1), "v"(l1));
+        if (WIDTH == 4) asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(q1), "v"(l1));
         sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(index, scale[r]), sum[r]);
       });
       index = _mm512_add_epi32(index, _mm512_set1_epi32(STEP));
@@ -256,8 +258,8 @@ static void rows_along(const char* w, int64_t stride, const char* scales, const 
     int64_t g = 0, k = g0 * A;
     for (; g < n && k + CODES <= K; g += STEP, k += CODES) vectors(k, ~0ull, ~0ull, 64);
     if (g < n) {  // less than a vector is left; activations go on as zeros to a multiple of 64
-      const int64_t half = BITS == 4 ? least(c.K - k, 128) / 2 : 64;
-      vectors(k, half == 64 ? ~0ull : 0xffffffff, (1ull << ((K - k) * BITS / 8)) - 1, half);
+      const int64_t half = WIDTH == 4 ? least(c.K - k, 128) / 2 : 64;
+      vectors(k, half == 64 ? ~0ull : 0xffffffff, (1ull << ((K - k) * WIDTH / 8)) - 1, half);
     }
   }
   unrolled<R>(LZ_LAMBDA(r) { _mm512_store_ps(lanes + r % 2 * 32 + r / 2 * 16, _mm512_add_ps(sum[r], offset[r])); });
@@ -277,25 +279,17 @@ LZ_INLINE __m512 sum_lanes(const float* lanes) {
 // Prefill: 64 rows are expanded once to u8 panel[K / 4][64][4] in the second-level cache, then meet all tokens,
 // MR x NV vectors in registers at a time.
 template <int BITS> static void expand_codes(const char* codes, int64_t stride, int64_t K, uint32_t* panel) {
-  constexpr int CHUNK = 128 / BITS;
+  constexpr int WIDTH = bits_of(BITS), CHUNK = 128 / WIDTH;
   for (int r = 0; r < 64; r += W)
     for (int64_t k = 0; k < K; k += CHUNK) {
       vi z[4], q[CHUNK / 4];
-      if (k + CHUNK <= K) columns<true>(codes + r * stride + k * BITS / 8, stride, 16, z);
-      else columns<false>(codes + r * stride + k * BITS / 8, stride, 8, z);
+      if (k + CHUNK <= K) columns<true>(codes + r * stride + k * WIDTH / 8, stride, 16, z);
+      else columns<false>(codes + r * stride + k * WIDTH / 8, stride, 8, z);
       unpack<BITS>(z, q);
       for (int j = 0; j < CHUNK / 4; j++) store(panel + (k / 4 + j) * 64 + r, q[j]);
     }
 }
 constexpr int PANEL_MR = W < 16 ? 4 : 6, PANEL_NV = W < 16 ? 2 : 4;
-LZ_INLINE bool any(const char* p, int64_t n) {
-  vi seen{};
-  for (int64_t i = 0; i < n; i += 4 * W) seen |= load<vi>(p + i);
-  int32_t lanes[W], all = 0;
-  store(lanes, seen);
-  for (int i = 0; i < W; i++) all |= lanes[i];
-  return all;
-}
 template <int BITS>
 static void panel_tile(const uint32_t* panel, const float* scale, const float* bias, int group, int64_t K, const Codes& c,
                        const char* acts, float* y) {

@@ -65,6 +65,7 @@ template <class T> static void write(const float* x, float unit, T* to, int64_t 
 
 // int8 has one scale a token and head, by which the largest value becomes 127.
 static void write_page(const float* x, const View& pages, int64_t at, int64_t stride, int D, float* scale) {
+  if (pages.dtype == LZ_F32) return write(x, 1, pages.as<float>() + at, stride, D);
   if (pages.dtype == LZ_F16) return write(x, 1, pages.as<f16>() + at, stride, D);
   if (pages.dtype == LZ_BF16) return write(x, 1, pages.as<bf16>() + at, stride, D);
   float most = 0;
@@ -144,8 +145,8 @@ static const char* check_append(const Step& s) {
   const int pages = s.out[1].dtype;
   for (int i = 0; i < 3; i++)
     if (s.in[i].dtype != LZ_F32) return "q, k and v must be float32";
-  if (pages != s.out[2].dtype || (pages != LZ_F16 && pages != LZ_BF16 && pages != LZ_I8))
-    return "pages must be float16, bfloat16 or int8";
+  if (pages != s.out[2].dtype || (pages != LZ_F32 && pages != LZ_F16 && pages != LZ_BF16 && pages != LZ_I8))
+    return "pages must be float32, float16, bfloat16 or int8";
   if ((pages == LZ_I8) != (s.ints[2] != 0)) return "int8 pages, and no others, have scales";
   if (2 * s.in[7].shape[0] > s.in[0].shape[2]) return "inv_freq is longer than half a head";
   if (s.out[2].shape[2] != PAGE) return "a page must hold 32 tokens";

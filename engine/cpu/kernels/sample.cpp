@@ -1,7 +1,10 @@
-// One token for each row of logits (R, V) f32, and its log-probability under the softmax of the raw logits. Parameters
-// (R, 8) f32: temperature, top_p, min_p, repetition, presence, frequency; (R, 8) i32: top_k, seed (two words), counter,
-// history length, prompt length. A row goes through penalties, temperature, top_k, top_p, min_p and one uniform number
-// of Philox4x32-10(seed, counter), so a draw depends on nothing but its row.
+// One token for each row of logits (R, V) f32, and its log-probability under the softmax of the raw logits; beside them
+// the 0 to TOP likeliest tokens (R, TOP) with theirs. Parameters (R, 6) f32 and (R, 11) i32: see the enums below. A row
+// goes through penalties, biases, the mask of allowed tokens, temperature, top_k, top_p, min_p and one uniform number of
+// Philox4x32-10(seed, counter), so a draw depends on nothing but its row. A row with a target is not drawn: it gives the
+// target's log-probability. A row with a NaN, or with nothing allowed, gives token -1 and NaN.
+// Rows of a sequence share history (S, L) i32, bias ids (S, N) i32 and biases (S, N) f32; each row has its own mask
+// (R, V / 32) u32, bit i % 32 of word i / 32 for token i.
 //
 // Bytes: the logits once, all threads sharing every row: maximum, its first place and Σ e^x in one pass. Greedy rows
 // are then done. The others are drawn by one thread a row from a private copy of V weights e^((x - max) / temperature).
@@ -11,6 +14,11 @@
 
 LZ_NAMESPACE_BEGIN
 
+enum Params { TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY, PARAMS };
+enum Ints { TOP_K, SEED, SEED_HIGH, COUNTER, HISTORY, PROMPT, SEQUENCE, BIASES, MASKED, LIKELIEST, TARGET, INTS };
+// HISTORY, PROMPT: lengths; SEQUENCE: row of history and biases; TARGET: token + 1, or 0
+
+constexpr int TOP = 20;                      // likeliest tokens at most
 constexpr int BLOCK = 256;                   // values between two looks at the running maximum
 constexpr float LEAST = -3.4028235e38f;
 
@@ -23,15 +31,20 @@ LZ_INLINE vec load_some(const float* x, int64_t n) {  // n values, then -infinit
   return v;
 }
 
-// Σ e^x and the maximum of x[begin, end). Plain: for each x: sum += e^(x - most). A block brings the maximum up to date
-// first, so that e^ is taken once a value.
+// Σ e^x and the maximum of x[begin, end), NaN if one of them is. Plain: for each x: sum += e^(x - most). A block brings
+// the maximum up to date first, so that e^ is taken once a value.
 static Part look(const float* x, int64_t begin, int64_t end) {
   Part p = {LEAST, (int32_t)begin, 0};
   int64_t best = begin;
+  ivec nan{};
   for (int64_t b = begin; b < end; b += BLOCK) {
     const int64_t stop = b + BLOCK < end ? b + BLOCK : end;
     vec most = vec{} + LEAST, sums{};
-    for (int64_t i = b; i < stop; i += W) most = larger(load_some(x + i, stop - i), most);
+    for (int64_t i = b; i < stop; i += W) {
+      const vec v = load_some(x + i, stop - i);
+      most = larger(v, most);
+      nan |= (ivec)(v != v);
+    }
     if (top(most) > p.most) {
       p.sum *= exp2((p.most - top(most)) * LOG2E);
       p.most = top(most), best = b;
@@ -41,6 +54,8 @@ static Part look(const float* x, int64_t begin, int64_t end) {
   }
   while (best < end && !(x[best] == p.most)) best++;
   p.first = (int32_t)(best < end ? best : begin);
+  for (int i = 0; i < W; i++)
+    if (nan[i]) p.sum = __builtin_nanf("");
   return p;
 }
 
@@ -74,7 +89,7 @@ struct Room {
 // Repetition divides (or, below 0, multiplies) the logit of every token of the sequence; presence and frequency
 // subtract once a token, and once an occurrence, of the generated part.
 static void penalize(const Room& room, const float* params, const int32_t* history, int length, int prompt) {
-  const float repetition = params[3], presence = params[4], frequency = params[5];
+  const float repetition = params[REPETITION], presence = params[PRESENCE], frequency = params[FREQUENCY];
   for (int pass = 0; pass < 2; pass++) {
     memset(room.seen, 0, (size_t)room.padded / 8);
     for (int i = pass ? prompt : 0; i < length; i++) {
@@ -168,27 +183,63 @@ static int32_t draw(const Room& room, double u) {
   return (int32_t)chosen;
 }
 
-static int32_t choose(const Room& room, const float* x, float most, const float* params, const int32_t* ints,
-                      const int32_t* history) {
-  const float temperature = params[0], top_p = params[1], min_p = params[2];
-  if (params[3] != 1 || params[4] != 0 || params[5] != 0) {
+// What is said of a row besides its logits.
+struct Row {
+  const float *params, *bias;
+  const int32_t *ints, *history, *bias_ids;
+  const uint32_t* mask;
+  bool penalized() const { return params[REPETITION] != 1 || params[PRESENCE] != 0 || params[FREQUENCY] != 0; }
+  bool edited() const { return penalized() || ints[BIASES] || ints[MASKED]; }
+};
+
+// Everything but the tokens of the mask becomes impossible.
+static void allow(const Room& room, const uint32_t* mask) {
+  for (int64_t v = 0; v < room.V; v += 32) {
+    const uint32_t word = mask[v / 32];
+    if (word == ~0u) continue;
+    for (int64_t i = v; i < v + 32 && i < room.V; i++) room.w[i] = word >> (i & 31) & 1 ? room.w[i] : -__builtin_inff();
+  }
+}
+
+static int32_t choose(const Room& room, const float* x, float most, const Row& row) {
+  const float temperature = row.params[TEMPERATURE], top_p = row.params[TOP_P], min_p = row.params[MIN_P];
+  const int32_t* ints = row.ints;
+  if (row.edited()) {
     memcpy(room.w, x, (size_t)room.V * sizeof(float));
-    penalize(room, params, history, ints[4], ints[5]);
+    if (row.penalized()) penalize(room, row.params, row.history, ints[HISTORY], ints[PROMPT]);
+    for (int i = 0; i < ints[BIASES]; i++)
+      if ((uint32_t)row.bias_ids[i] < (uint32_t)room.V) room.w[row.bias_ids[i]] += row.bias[i];
+    if (ints[MASKED]) allow(room, row.mask);
     const Part all = look(room.w, 0, room.V);
+    if (!(all.sum > 0)) return -1;
     if (temperature == 0) return all.first;
     x = room.w, most = all.most;
   }
   for (int64_t v = 0; v < room.padded; v += W)
     put(room.w + v, exp2((load_some(x + v, room.V - v) - most) * (LOG2E / temperature)));
-  if (ints[0] > 0 && ints[0] < room.V) cut(room, false, ints[0]);
+  if (ints[TOP_K] > 0 && ints[TOP_K] < room.V) cut(room, false, ints[TOP_K]);
   if (top_p < 1) cut(room, true, top_p * mass(room));
   if (min_p > 0)
     for (int64_t v = 0; v < room.V; v++) room.w[v] = room.w[v] < min_p ? 0 : room.w[v];
-  return draw(room, uniform((uint32_t)ints[1], (uint32_t)ints[2], (uint32_t)ints[3]));
+  return draw(room, uniform((uint32_t)ints[SEED], (uint32_t)ints[SEED_HIGH], (uint32_t)ints[COUNTER]));
+}
+
+// The n largest of x, falling, the lowest id of equals first: an ordered list that few values enter.
+static void likeliest(const float* x, int64_t V, int n, int32_t* ids, float* values) {
+  int count = 0;
+  for (int64_t b = 0; b < V; b += W) {
+    if (count == n && top(load_some(x + b, V - b)) <= values[n - 1]) continue;
+    for (int64_t v = b; v < b + W && v < V; v++) {
+      if (count == n && !(x[v] > values[n - 1])) continue;
+      int at = count < n ? count++ : n - 1;
+      for (; at > 0 && x[v] > values[at - 1]; at--) ids[at] = ids[at - 1], values[at] = values[at - 1];
+      ids[at] = (int32_t)v, values[at] = x[v];
+    }
+  }
 }
 
 static void run(const Step& s, Team& team) {
-  const View &logits = s.in[0], &params = s.in[1], &ints = s.in[2], &history = s.in[3];
+  const View &logits = s.in[0], &params = s.in[1], &ints = s.in[2], &history = s.in[3], &ids = s.in[4], &bias = s.in[5];
   const int64_t R = logits.shape[0], V = logits.shape[1];
   const Room room(team.local, V);
   Part* parts = (Part*)team.shared;
@@ -198,7 +249,7 @@ static void run(const Step& s, Team& team) {
     parts[r * team.size + team.id] = look(logits.as<float>() + r * logits.strides[0], begin, end);
   team.barrier();
   for (int64_t r = team.id; r < R; r += team.size) {
-    const float *x = logits.as<float>() + r * logits.strides[0], *p = params.as<float>() + r * params.strides[0];
+    const float* x = logits.as<float>() + r * logits.strides[0];
     Part all = parts[r * team.size];
     double sum = all.sum;
     for (int i = 1; i < team.size; i++) {
@@ -207,11 +258,24 @@ static void run(const Step& s, Team& team) {
       sum = sum * exp2((all.most - most) * LOG2E) + (double)part.sum * exp2((part.most - most) * LOG2E);
       if (part.most > all.most) all = part;
     }
-    const bool plain = p[0] == 0 && p[3] == 1 && p[4] == 0 && p[5] == 0;
-    const int32_t token = plain ? all.first : choose(room, x, all.most, p, ints.as<int32_t>() + r * ints.strides[0],
-                                                     history.as<int32_t>() + r * history.strides[0]);
+    const int32_t* own = ints.as<int32_t>() + r * ints.strides[0];
+    const int64_t q = own[SEQUENCE];
+    const Row row = {params.as<float>() + r * params.strides[0], bias.as<float>() + q * bias.strides[0], own,
+                     history.as<int32_t>() + q * history.strides[0], ids.as<int32_t>() + q * ids.strides[0],
+                     s.in[6].as<uint32_t>() + r * s.in[6].strides[0]};
+    const float log_sum = (float)__builtin_log(sum), lse = all.most + log_sum;
+    int32_t token = -1;
+    if (lse - lse == 0) {                    // neither NaN nor infinite
+      const bool greedy = row.params[TEMPERATURE] == 0 && !row.edited();
+      token = own[TARGET] ? own[TARGET] - 1 : greedy ? all.first : choose(room, x, all.most, row);
+    }
     s.out[0].as<int32_t>()[r] = token;
-    s.out[1].as<float>()[r] = x[token] - all.most - (float)__builtin_log(sum);
+    s.out[1].as<float>()[r] = token < 0 ? __builtin_nanf("") : x[token] - all.most - log_sum;
+    if (!own[LIKELIEST]) continue;
+    float* values = s.out[3].as<float>() + r * s.out[3].strides[0];
+    const int n = own[LIKELIEST] < V ? own[LIKELIEST] : (int)V;
+    likeliest(x, V, n, s.out[2].as<int32_t>() + r * s.out[2].strides[0], values);
+    for (int i = 0; i < n; i++) values[i] = values[i] - all.most - log_sum;
   }
 }
 
@@ -220,7 +284,9 @@ static size_t local(const Step& s, int) { return Room::bytes(s.in[0].shape[1]); 
 
 static const char* check(const Step& s) {
   if (s.in[0].dtype != LZ_F32) return "logits must be float32";
-  if (s.in[1].shape[1] != 8 || s.in[2].shape[1] != 8) return "a row has 8 parameters of each kind";
+  if (s.in[1].shape[1] != PARAMS || s.in[2].shape[1] != INTS) return "a row has 6 parameters and 11 numbers";
+  if (s.in[6].shape[1] * 32 < s.in[0].shape[1]) return "a mask has a bit for each token";
+  if (s.out[2].shape[1] != TOP || s.out[3].shape[1] != TOP) return "20 places for the likeliest tokens";
   return nullptr;
 }
 
