@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..engine import array as mx
@@ -24,7 +25,7 @@ class OffsetNorm(nn.RMSNorm):
 
     @property
     def scale(self) -> mx.Array:
-        return 1.0 + self.weight
+        return 1.0 + self.weight.astype(mx.float32)  # near 1 a bfloat16 has few digits
 
     def __call__(self, x: mx.Array) -> mx.Array:
         return mx.fast.rms_norm(x, self.scale, self.eps)
@@ -53,14 +54,17 @@ class Attention(nn.Module):
 
     def norms(self) -> list[mx.Array | None]:
         """The weights by which each head's q and k are normed."""
-        return [None if n is None else n.scale if isinstance(n, OffsetNorm) else n.weight
-                for n in (self.q_norm, self.k_norm)]
+        weights = [None if n is None else n.scale if isinstance(n, OffsetNorm) else n.weight
+                   for n in (self.q_norm, self.k_norm)]
+        return [None if weight is None else weight.astype(mx.float32) for weight in weights]
+
+    def attend(self, q: mx.Array, k: mx.Array, v: mx.Array, context: nn.Context, **options: Any) -> mx.Array:
+        q_norm, k_norm = self.norms()
+        return nn.attend(q, k, v, context, self.layer, self._rope, scale=self.scale, window=self.window,
+                         softcap=self.softcap, q_norm=q_norm, k_norm=k_norm, eps=self.eps, **options)
 
     def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
-        (q, k, v), (q_norm, k_norm) = self.qkv(x), self.norms()
-        y = nn.attend(q, k, v, context, self.layer, self._rope, scale=self.scale, window=self.window,
-                      softcap=self.softcap, q_norm=q_norm, k_norm=k_norm, eps=self.eps)
-        return self.o_proj(y.reshape(x.shape[0], -1))
+        return self.o_proj(self.attend(*self.qkv(x), context).reshape(x.shape[0], -1))
 
 
 class MLP(nn.Module):
@@ -88,17 +92,18 @@ AROUND: Norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its norms and beside a residual."""
+    """Attention, or what takes its place, and MLP, each with its norms, beside a residual. path: attention's name."""
 
-    def __init__(self, config: Config, self_attn: nn.Module, mlp: nn.Module, *, norms: Norms = BEFORE,
-                 norm: Norm = nn.RMSNorm, residual: float = 1.0):
-        self.self_attn, self.mlp, self._norms, self.residual = self_attn, mlp, norms, residual
+    def __init__(self, config: Config, attention: nn.Module, mlp: nn.Module, *, norms: Norms = BEFORE,
+                 norm: Norm = nn.RMSNorm, residual: float = 1.0, path: str = "self_attn"):
+        self.mlp, self._norms, self.residual, self._path = mlp, norms, residual, path
+        setattr(self, path, attention)
         for name in filter(None, norms):
             setattr(self, name, norm(config.hidden_size, config.rms_norm_eps))
 
     def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
         before, after, before_mlp, after_mlp = (getattr(self, name) if name else _same for name in self._norms)
-        x = x + self._scaled(after(self.self_attn(before(x), context)))
+        x = x + self._scaled(after(getattr(self, self._path)(before(x), context)))
         return x + self._scaled(after_mlp(self.mlp(before_mlp(x))))
 
     def _scaled(self, x: mx.Array) -> mx.Array:
@@ -125,6 +130,7 @@ class Decoder(nn.Module):
     norm: Norm = nn.RMSNorm
     qk_norm = False
     softcap = 0.0                    # of the logits
+    checkpointed = 0                 # so many first blocks are computed again for a gradient, and keep only their input
 
     def __init__(self, config: Config):
         self.config = config
@@ -143,7 +149,7 @@ class Decoder(nn.Module):
 
     def window(self, layer: int) -> int:
         """Tokens that a layer looks back, 0 for all."""
-        return self.config.sliding_window if self.kind(layer) == "sliding_attention" else 0
+        return self.config.sliding_window if self.kind(layer).endswith("sliding_attention") else 0
 
     def attention(self, layer: int, **options: Any) -> nn.Module:
         return Attention(self.config, layer, self._ropes[self.kind(layer)], window=self.window(layer),
@@ -158,33 +164,53 @@ class Decoder(nn.Module):
     def embed(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
         return self.model.embed_tokens(tokens).astype(mx.float32)
 
+    @property
+    def logit_scale(self) -> float:
+        return 1.0
+
     def head(self, x: mx.Array) -> mx.Array:
-        return self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
+        logits = self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
+        return logits if self.logit_scale == 1.0 else logits * self.logit_scale
 
     def sanitize(self, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
         """Checkpoint names and values to this tree's: what old checkpoints hold beyond it is left out."""
         beyond = re.compile(r".*rotary_emb\.inv_freq" + (r"|lm_head\..*" if self.lm_head is None else ""))
         return {name: weight for name, weight in weights.items() if not beyond.fullmatch(name)}
 
-    def cache_spec(self) -> list[tuple[int, int, int]]:
-        """(kv_heads, head_dim, window) of each layer."""
+    @classmethod
+    def as_mlx(cls, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
+        """Checkpoint tensors as MLX's folders have them, where Hugging Face's matrices do not have a row an output."""
+        return weights
+
+    def cache_spec(self) -> list[nn.PageSpec | nn.StateSpec]:
+        """What each layer keeps of a sequence."""
         shape = self.config.num_key_value_heads, self.config.head_dim
-        return [(*shape, self.window(i)) for i in range(self.config.num_hidden_layers)]
+        return [nn.PageSpec(*shape, self.window(i)) for i in range(self.config.num_hidden_layers)]
 
     def __call__(self, tokens: mx.Array, context: nn.Context | None = None, rows: mx.Array | None = None) -> mx.Array:
         """tokens (T) int32 to logits (T, V) float32, or (R, V) for the chosen rows (R).
 
         Without a context the tokens are one sequence from its start, and nothing is kept.
         """
-        context = context or self._alone(tokens.shape[0])
-        x = self.embed(tokens, context)
-        for layer in self.model.layers:
-            x = layer(x, context)
+        x = self.hidden(tokens, context or self._alone(tokens.shape[0]))
         x = self.model.norm(x if rows is None else mx.take(x, rows, axis=0))
         logits = self.head(x)
         return mx.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
+    def hidden(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
+        """tokens (T) to what the last block returns (T, C)."""
+        x = self.embed(tokens, context)
+        for i, layer in enumerate(self.model.layers):
+            block = partial(layer, context=context)
+            x = mx.checkpoint(block)(x) if i < self.checkpointed else block(x)
+        return x
+
+    def loss(self, tokens: mx.Array, targets: mx.Array, context: nn.Context) -> mx.Array:
+        """-log p(targets) in float32 for each of the tokens (T), 0 where the target is -1."""
+        x = self.model.norm(self.hidden(tokens, context))
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        x = x if self.logit_scale == 1.0 else x * self.logit_scale
+        return nn.losses.linear_cross_entropy(head, x, targets, self.softcap)
+
     def _alone(self, tokens: int) -> nn.Context:
-        pages = math.ceil(tokens / nn.PAGE)
-        layers = [nn.LayerCache.empty(pages, heads, dim) for heads, dim, _ in self.cache_spec()]
-        return nn.Context.single(tokens, layers)
+        return nn.Context.single(tokens, nn.caches(self.cache_spec(), math.ceil(tokens / nn.PAGE)))

@@ -40,5 +40,6 @@ class Model(Decoder):
         norms = ("input_layernorm", "", "", "")
         return Parallel(self.config, self.attention(layer), self.mlp(layer), norms=norms, norm=self.norm)
 
-    def head(self, x: mx.Array) -> mx.Array:
-        return super().head(x) * self.config.logit_scale
+    @property
+    def logit_scale(self) -> float:
+        return self.config.logit_scale

@@ -6,6 +6,8 @@ from typing import Any
 
 from ..engine.errors import UserError
 
+TYPES: dict[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "list": list, "dict": dict}
+
 
 @dataclass
 class Config:
@@ -34,6 +36,10 @@ class Config:
     eos_token_id: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for field_ in fields(self):
+            name = str(getattr(field_.type, "__name__", field_.type))
+            kind = TYPES.get(name.partition("[")[0], object)
+            self._need(field_.name, isinstance(getattr(self, field_.name), kind), f"a value of type {name}")
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             self._need(name, self._count(name) > 0, "a whole number above 0")
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
@@ -45,8 +51,9 @@ class Config:
         if self.sliding_window_pattern and not self.layer_types:
             full = [(i + 1) % self.sliding_window_pattern == 0 for i in range(self.num_hidden_layers)]
             self.layer_types = ["full_attention" if f else "sliding_attention" for f in full]
+        names = all(isinstance(kind, str) for kind in self.layer_types)
         fits = len(self.layer_types) in (0, self.num_hidden_layers)
-        self._need("layer_types", fits, f"{self.num_hidden_layers} entries")
+        self._need("layer_types", names and fits, f"{self.num_hidden_layers} names")
 
     def _count(self, name: str) -> int:
         value = getattr(self, name)
@@ -54,7 +61,7 @@ class Config:
 
     def _need(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
-            raise UserError(f"[config] {name} is {getattr(self, name)!r}, wanted {wanted}")
+            raise UserError(f"[config] {name} is {repr(getattr(self, name))[:100]}, wanted {wanted}")
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:

@@ -2,17 +2,20 @@
 
 import json
 import math
-import os
+import mmap
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..engine import array as mx
 from ..engine.errors import UserError
 from .hub import PATTERNS
-from .safetensors import Writer
-from .weights import Part, Weights, read
+from .load import FAMILIES, family
+from .weights import Part, Weights, expanded, format_of, read
+from .writer import Journal, Writer, resumable
 
 DROPPED = ("rotary_emb.inv_freq",)  # computed, not weights
 FLOATS = {dtype.name: dtype for dtype in (mx.float16, mx.bfloat16, mx.float32)}
@@ -34,79 +37,115 @@ def convert(
     quantize: Quantizer | None = None,
     dtype: str | None = None,
     progress: Progress = lambda done, total: None,
+    dequantize: bool = False,
 ) -> Path:
     """Converts a folder, a .gguf file or a Hub id to the new folder `dest`.
 
-    Weights that are quantized keep their codes, unless `quantize` is given: then they are expanded first. `dtype`
-    (float16, bfloat16, float32) is that of the floats; left out, they stay as they are. `dest` appears when it is
-    complete, or not at all. UserError if it exists, or the disk is full.
+    Weights that are quantized keep their codes, unless `quantize` or `dequantize` is given: then they are expanded
+    first. `dtype` (float16, bfloat16, float32) is that of the floats; left out, they stay as they are. `dest` appears
+    when it is complete; until then `dest`.partial has what is done, and the same call goes on from there. UserError if
+    `dest` exists, or the disk is full.
     """
-    dest = Path(dest)
-    if dest.exists():
-        raise UserError(f"{dest}: exists already", "Name a new folder, or remove this one.")
+    dest = new(dest)
     if dtype is not None and dtype not in FLOATS:
         raise UserError(f"[convert] dtype {dtype!r} is not supported; supported: {', '.join(FLOATS)}")
     weights = read(source)
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        partial = dest.with_name(f"{dest.name}.partial-{os.getpid()}")
-        partial.mkdir()
-        try:
-            write(weights, partial, quantize, FLOATS[dtype] if dtype else None, progress)
-            partial.rename(dest)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        hint = "Nothing was left behind. Free some space, or name another disk."
-        raise UserError(f"{dest}: could not be written: {error.strerror or error}", hint) from None
+    settings = {"quantization": quantize and dict(quantize.config), "dtype": dtype, "dequantize": dequantize}
+    settings |= getattr(quantize, "job", {})
+    with resumable(dest, job(weights, settings)) as (folder, journal):
+        write(weights, folder, journal, quantize, FLOATS[dtype] if dtype else None, dequantize, progress)
     return dest
 
 
-def write(weights: Weights, folder: Path, quantize: Quantizer | None, dtype: Any, progress: Progress) -> None:
-    tied, settings = bool(weights.config.get("tie_word_embeddings")), weights.config.get("quantization")
+def new(dest: str | Path) -> Path:
+    if (dest := Path(dest)).exists():
+        raise UserError(f"{dest}: exists already", "Name a new one, or remove this one.")
+    return dest
+
+
+def job(weights: Weights, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is converted, and how: a conversion that was stopped is resumed if all of it is still the same."""
+    files = sorted(weights.path.iterdir()) if weights.path.is_dir() else [weights.path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {"source": str(weights.path.resolve()), "files": stats, "weights": len(weights.parts), **settings}
+
+
+def write(
+    weights: Weights, folder: Path, journal: Journal, quantize: Quantizer | None, dtype: Any, dequantize: bool,
+    progress: Progress,
+) -> None:  # fmt: skip
+    settings, total = weights.config.get("quantization"), len(weights.parts)
+    writer, stated = Writer(folder, room=1024 + 1024 * total), quantize.config if quantize else {}
+    for row in journal.done:
+        writer.replay(row["tensors"])
+        stated |= row["config"]
+    writer.resume()
+    layout = as_mlx(weights) if quantize else lambda part: [part]
+    for done in range(len(journal.done), total):
+        progress(done, total)
+        part, before, row = weights.parts[done](), set(stated), {"tensors": {}, "parameters": 0}
+        for one in [] if left_out(next(iter(part)), weights) else layout(part):
+            converted, size = convert_part(one, settings, quantize, dtype, dequantize)
+            row["tensors"] |= {name: writer.add(name, array) for name, array in converted.items()}
+            row["parameters"] += size
+        journal.add(row | {"config": {key: value for key, value in stated.items() if key not in before}})
+        release(part)
+    progress(total, total)
     write_tokenizer(weights, folder)
-    writer, parameters = Writer(folder, room=1024 + 1024 * len(weights.parts)), 0
-    for done, read_part in enumerate(weights.parts):
-        progress(done, len(weights.parts))
-        part = read_part()
-        name = next(iter(part))
-        if name.endswith(DROPPED) or (tied and name.startswith("lm_head.")):
-            continue
-        part, size = convert_part(part, settings, quantize, dtype)
-        parameters += size
-        for name, array in part.items():
-            writer.add(name, array)
-    writer.finish(parameters)
-    progress(len(weights.parts), len(weights.parts))
-    write_config(weights, folder, quantize.config if quantize else settings, dtype)
+    write_config(weights, folder, stated or of_codes(settings, journal), getattr(quantize, "dtype", dtype))
+    writer.finish(sum(row["parameters"] for row in journal.done))
 
 
-def convert_part(part: Part, settings: Any, quantize: Quantizer | None, dtype: Any) -> tuple[Part, int]:
+def as_mlx(weights: Weights) -> Callable[[Part], list[Part]]:
+    """Parts that are not quantized yet, as MLX has them: in its layout, rows can be."""
+    name = weights.config.get("model_type")
+    turn = family(name).as_mlx if name in FAMILIES else dict
+    return lambda part: [part] if len(part) > 1 else [{name: array} for name, array in turn(part).items()]
+
+
+def of_codes(settings: Any, journal: Journal) -> Any:
+    """What config.json says of codes that were kept; nothing if all were expanded."""
+    return settings if any(name.endswith(".scales") for row in journal.done for name in row["tensors"]) else None
+
+
+def left_out(name: str, weights: Weights) -> bool:
+    return name.endswith(DROPPED) or (name.startswith("lm_head.") and bool(weights.config.get("tie_word_embeddings")))
+
+
+def release(part: Part) -> None:
+    """Lets go of the mapped pages of tensors that are done with."""
+    for array in part.values():
+        buffer = array._evaluated().buffer
+        base = getattr(buffer, "owner", None)
+        while isinstance(base, np.ndarray | memoryview):
+            base = base.obj if isinstance(base, memoryview) else base.base
+        if buffer and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            start = buffer.pointer - np.frombuffer(base, np.uint8).__array_interface__["data"][0]
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            base.madvise(mmap.MADV_DONTNEED, first, start + buffer.nbytes - first)
+
+
+def convert_part(
+    part: Part, settings: Any, quantize: Quantizer | None, dtype: Any, dequantize: bool
+) -> tuple[Part, int]:
     """One weight as it is written, and how many parameters it holds."""
-    name = next((name for name in part if name.endswith(".weight")), next(iter(part)))
+    name = weight_name(part)
     path, array = name.removesuffix(".weight"), part[name]
     if f"{path}.scales" in part:
-        scales, format = part[f"{path}.scales"], quantized_as(path, part, settings)
-        size = array.size * 32 // format["bits"]
-        if quantize is None:
-            return part, size
-        array = mx.dequantize(array, *(part[f"{path}.{x}"].astype(mx.float32) for x in ("scales", "biases")), **format)
-        array = array.astype(dtype or scales.dtype)
+        _, bits, mode = format_of(path, part, settings)
+        foreign = mode == "fp8" or f"{path}.order" in part  # which MLX has no words for
+        if not (quantize or dequantize or foreign):
+            return part, array.size * 32 // bits
+        scales = part[f"{path}.scales"].dtype
+        array = expanded(path, part, settings)
+        array = array.astype(dtype or (scales if scales in (mx.float16, mx.bfloat16) else mx.bfloat16))
     elif dtype and array.dtype in FLOATS.values():
         array = array.astype(dtype)
     return (quantize(name, array) if quantize else None) or {name: array}, array.size
 
 
-def quantized_as(path: str, part: Part, settings: Any) -> dict[str, int]:
-    """The group size and bits that config.json states for a module, checked against its shapes."""
-    entry = (settings or {}).get(path)
-    entry = entry if isinstance(entry, dict) else settings or {}
-    group, bits = entry.get("group_size") or 64, entry.get("bits") or 4
-    words, groups = part[f"{path}.weight"].shape[-1], part[f"{path}.scales"].shape[-1]
-    if f"{path}.biases" not in part or groups * group * bits != words * 32:
-        found = f"{words} words and {groups} scales, mode {entry.get('mode', 'affine')}"
-        raise UserError(f"[convert] {path}: found {found}, wanted affine with {bits} bits in groups of {group}")
-    return {"group_size": group, "bits": bits}
+def weight_name(part: Part) -> str:
+    return next((name for name in part if name.endswith(".weight")), next(iter(part)))
 
 
 def write_config(weights: Weights, folder: Path, settings: Any, dtype: Any) -> None:
@@ -131,10 +170,12 @@ def finite(value: Any) -> Any:
 def write_tokenizer(weights: Weights, folder: Path) -> None:
     """The tokenizer, chat template and generation config: the source's files, or those made from what a GGUF holds."""
     if weights.path.is_dir():
-        for pattern in PATTERNS:
+        for pattern in (*PATTERNS, "additional_chat_templates/*.jinja"):
             for file in weights.path.glob(pattern):
                 if not file.name.startswith(("config.json", "model")):
-                    shutil.copyfile(file, folder / file.name)
+                    place = folder / file.relative_to(weights.path)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, place)
         return
     (folder / "generation_config.json").write_text(json.dumps(weights.generation_config, indent=2))
     weights.tokenizer().save(folder)

@@ -1,4 +1,5 @@
 """GPT-2: learned positions, centred norms with biases, an MLP without a gate; checkpoints hold transposed matrices."""
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,21 @@ class Model(Decoder):
     def embed(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
         return super().embed(tokens, context) + self.model.wpe(context.positions).astype(mx.float32)
 
+    @classmethod
+    def as_mlx(cls, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
+        turned, masks = re.compile(r"(?!model\.).*\.(c_attn|c_proj|c_fc)\.weight"), (".attn.bias", ".masked_bias")
+        return {re.sub(r"^(transformer\.|model\.)?", "model.", name): w.T if turned.fullmatch(name) else w
+                for name, w in weights.items() if not name.endswith(masks)}
+
     def sanitize(self, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
         result = {}
         for name, weight in weights.items():
-            words = [PATHS.get(word, word) for word in name.removeprefix("transformer.").split(".")]
+            words = [PATHS.get(word, word) for word in re.sub(r"^(transformer|model)\.", "", name).split(".")]
             if words[-1] in ("masked_bias",) or words[-2:] == ["self_attn", "bias"] or words[0] == "lm_head":
                 continue
             if words[-2] == "c_proj":
                 words[-2] = "o_proj" if words[-3] == "self_attn" else "down_proj"
-            if weight.ndim == 2 and words[0] == "layers":
+            if weight.ndim == 2 and words[0] == "layers" and not name.startswith("model."):  # MLX keeps matrices turned
                 weight = weight.T
             parts = {"qkv": mx.split(weight, 3)} if words[-2] == "qkv" else {}
             for kind, part in zip("qkv", parts.get("qkv", []), strict=False):

@@ -25,11 +25,8 @@ class SinkAttention(Attention):
         super().__init__(config, *arguments, **options)
         self.sinks = mx.zeros((config.num_attention_heads,))
 
-    def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
-        q, k, v = self.qkv(x)
-        y = nn.attend(q, k, v, context, self.layer, self._rope, scale=self.scale, window=self.window,
-                      sinks=self.sinks.astype(mx.float32))
-        return self.o_proj(y.reshape(x.shape[0], -1))
+    def attend(self, *arguments: Any, **options: Any) -> mx.Array:
+        return super().attend(*arguments, sinks=self.sinks.astype(mx.float32), **options)
 
 
 class MoE(nn.Module):
@@ -59,9 +56,13 @@ class Model(Decoder):
         return MoE(self.config)
 
     def sanitize(self, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
+        return self.as_mlx(super().sanitize(weights))
+
+    @classmethod
+    def as_mlx(cls, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
         """Fused (E, in, 2·out) matrices, columns of gate and up in turn, to those of `Experts`."""
         result = {}
-        for name, weight in super().sanitize(weights).items():
+        for name, weight in weights.items():
             path, _, leaf = name.rpartition(".")
             bias = leaf.endswith("_bias")
             layer, kind = leaf.removesuffix("_bias"), "bias" if bias else "weight"

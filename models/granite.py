@@ -30,5 +30,6 @@ class Model(Decoder):
     def embed(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
         return super().embed(tokens, context) * self.config.embedding_multiplier
 
-    def head(self, x: mx.Array) -> mx.Array:
-        return super().head(x) / self.config.logits_scaling
+    @property
+    def logit_scale(self) -> float:
+        return 1 / self.config.logits_scaling

@@ -4,12 +4,15 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import array as mx
 from ..engine import nn
+from ..engine.array.quantized import MODES, mode_of
 from ..engine.errors import UserError
 from . import weights
 from .blocks import Decoder
@@ -20,9 +23,12 @@ if TYPE_CHECKING:
 
 FAMILIES = (  # one file each, named after config.json's model_type
     "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo2",
-    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "smollm3",
 )
-BITS, GROUPS = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
+ALIASES = {  # model_type of a text_config: the family that it is
+    "gemma3": "gemma3_text", "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_5_text": "qwen3_5",
+    "qwen3_5_moe_text": "qwen3_5_moe", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+}
 CONTEXT = 4096  # tokens of cache that must find room beside the weights
 
 
@@ -37,9 +43,10 @@ def load(path_or_id: str | os.PathLike[str] | None = None) -> tuple[Decoder, Tok
 
 def family(model_type: str) -> type[Decoder]:
     """The Model class of the family file named after `model_type`."""
+    model_type = ALIASES.get(model_type, model_type)
     if model_type not in FAMILIES:
         near = get_close_matches(model_type, FAMILIES, 1, 0.0)[0]
-        what = f"[load] model_type {model_type!r} is not supported, the nearest that is: {near!r}"
+        what = f"[load] model_type {model_type[:40]!r} is not supported, the nearest that is: {near!r}"
         raise UserError(what, f"supported: {', '.join(FAMILIES)}")
     return importlib.import_module(f".{model_type}", __package__).Model
 
@@ -47,16 +54,14 @@ def family(model_type: str) -> type[Decoder]:
 def build(files: Weights) -> Decoder:
     """The family's module tree with these weights in it: quantized where they are."""
     raw = files.config
-    if method := (raw.get("quantization_config") or {}).get("quant_method"):
-        what = f"[load] {files.path}: the weights are quantized by {method!r}, which is not read"
-        raise UserError(what, "take the unquantized model; llm convert -q quantizes it")
     model_class = family(str(raw.get("model_type")))
-    eos = files.generation_config.get("eos_token_id") or raw.get("eos_token_id")
-    with nn.loading():
+    with contradictions(files), nn.loading():
+        plausible(files)
+        eos = files.generation_config.get("eos_token_id") or raw.get("eos_token_id")
         model = model_class(model_class.config_class.from_dict({**raw, "eos_token_id": eos}))
     foresee(files, model)
-    tensors = model.sanitize(files.tensors)
-    with nn.loading():
+    with contradictions(files), nn.loading():
+        tensors = model.sanitize(files.tensors)
         nn.swap(model, lambda path, module: _quantized(path, module, tensors))
     try:
         model.load_weights(tensors.items())
@@ -66,6 +71,32 @@ def build(files: Weights) -> Decoder:
     return model
 
 
+@contextmanager
+def contradictions(files: Weights) -> Iterator[None]:
+    """Values of config.json that no check foresaw and no model can have."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        what = f"{files.path}: config.json: {type(error).__name__}: {str(error)[:200]}"
+        raise UserError(what, "config.json contradicts itself or the weights: fetch the model again") from error
+
+
+def plausible(files: Weights) -> None:
+    """Refuses sizes that the files, if there are any, cannot hold, before anything of that size is made."""
+    most = 8 * files.nbytes or 1 << 62  # one bit a weight
+    limits = dict.fromkeys(("num_hidden_layers", "n_layer"), max(len(files.parts), 64))  # so few cost nothing
+    for name, limit in {**dict.fromkeys(SIZES, most), **limits}.items():
+        if isinstance(found := files.config.get(name), int) and found > limit:
+            hint = "config.json and the weights do not belong together, or files are missing"
+            raise UserError(f"{files.path}: config.json: {name} is {found}, the files hold at most {limit}", hint)
+
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
+         "n_embd", "n_head", "num_experts", "num_local_experts")
+
+
 def _quantized(path: str, module: nn.Module, tensors: dict[str, mx.Array]) -> nn.Module | None:
     """The quantized twin of a layer that has scales. Shapes say the format; configs have been wrong about it."""
     scales, weight = tensors.get(f"{path}.scales"), tensors.get(f"{path}.weight")
@@ -73,16 +104,21 @@ def _quantized(path: str, module: nn.Module, tensors: dict[str, mx.Array]) -> nn
         return None
     columns, affine = module.weight.shape[-1], f"{path}.biases" in tensors
     bits, group_size = weight.shape[-1] * 32 / columns, columns / scales.shape[-1]
-    if not affine or bits not in BITS or group_size not in GROUPS:
-        found = f"{bits:g} bits in groups of {group_size:g}{'' if affine else ' without biases'}"
-        raise UserError(f"[load] {path} has {found}", f"read: affine, bits {BITS}, groups {GROUPS}")
-    return module.to_quantized(int(group_size), int(bits))
+    mode = mode_of(bits, group_size, scales.dtype, affine)
+    if mode is None:
+        sides = f"scales {scales.dtype}, with{'' if affine else 'out'} biases"
+        read = ", ".join(f"{name} bits {sorted(b)} groups {sorted(g)}" for name, (g, b) in MODES.items())
+        raise UserError(f"[load] {path} has {bits:g} bits in groups of {group_size:g}, {sides}", f"read: {read}")
+    twin = module.to_quantized(int(group_size), int(bits), mode)
+    if f"{path}.order" in tensors:
+        twin.order = mx.zeros((columns,), mx.int32)
+    return twin
 
 
 def foresee(files: Weights, model: Decoder) -> None:
     """Raises UserError if the weights and a float16 cache do not fit in memory, before any of it is taken."""
     tokens = min(CONTEXT, model.config.max_position_embeddings)
-    cache = sum(4 * heads * dim * tokens for heads, dim, _ in model.cache_spec())
+    cache = sum(spec.nbytes(tokens) for spec in model.cache_spec())
     if (needed := files.nbytes + cache) > (available := available_memory()):
         what = f"{files.path}: weights and a cache of {tokens} tokens take {needed / 1e9:.1f} GB of memory"
         hint = "close other programs, or take a smaller model or fewer bits: llm convert -q"

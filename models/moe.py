@@ -6,6 +6,7 @@ import re
 from ..engine import array as mx
 from ..engine import nn
 from ..engine.errors import UserError
+from ..engine.nn.linear import codes
 from .config import Config
 
 
@@ -21,19 +22,21 @@ class Stack(nn.Module):
     def matrix(self) -> tuple[mx.Array, ...]:
         return (self.weight,)
 
-    def to_quantized(self, group_size: int = 64, bits: int = 4) -> QuantizedStack:
-        return QuantizedStack(self, group_size, bits)
+    def to_quantized(self, group_size: int = 64, bits: int = 4, mode: str = "affine") -> QuantizedStack:
+        return QuantizedStack(self, group_size, bits, mode)
 
 
 class QuantizedStack(Stack):
-    """Codes (E, out, in·bits/32) uint32, scales and biases (E, out, in/group_size)."""
+    """Codes (E, out, in·bits/32) uint32, scales and, in the mode affine, biases (E, out, in/group_size)."""
 
-    def __init__(self, dense: Stack, group_size: int, bits: int):
-        self.group_size, self.bits, self.bias = group_size, bits, dense.bias
-        self.weight, self.scales, self.biases = mx.quantize(dense.weight, group_size, bits)
+    biases: mx.Array | None
+
+    def __init__(self, dense: Stack, group_size: int, bits: int, mode: str):
+        self.group_size, self.bits, self.mode, self.bias = group_size, bits, mode, dense.bias
+        self.weight, self.scales, self.biases = codes(dense.weight, group_size, bits, mode)
 
     def matrix(self) -> tuple[mx.Array, ...]:
-        return self.weight, self.scales, self.biases
+        return tuple(part for part in (self.weight, self.scales, self.biases) if part is not None)
 
 
 class Experts(nn.Module):
@@ -48,10 +51,10 @@ class Experts(nn.Module):
         """x (T, C), chosen (T, k) int32, share (T, k) to (T, C)"""
         stacks = self.gate_proj, self.up_proj, self.down_proj
         biases = tuple(s.bias for s in stacks if s.bias is not None)
-        formats = {(getattr(s, "bits", 0), getattr(s, "group_size", 0)) for s in stacks}
+        formats = {(getattr(s, "bits", 0), getattr(s, "group_size", 0), getattr(s, "mode", "")) for s in stacks}
         if len(formats) > 1:
             raise UserError(f"[experts] gate, up and down have different formats {sorted(formats)}: one wanted")
-        [(bits, group)] = formats
+        [(bits, group, _)] = formats
         gate, up, down = (s.matrix() for s in stacks)
         return mx.fast.experts(x, chosen, share, gate, up, down, biases, activation=self.activation, bits=bits,
                                group_size=group)

@@ -4,6 +4,9 @@ from .blocks import Decoder
 
 
 class Model(Decoder):
+    def window(self, layer: int) -> int:
+        return self.config.sliding_window
+
     def sanitize(self, weights: dict[str, mx.Array]) -> dict[str, mx.Array]:
         c = self.config
         heads, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim

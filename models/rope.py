@@ -79,10 +79,17 @@ def rope(config: Config, layer_type: str = "", interleaved: bool = False) -> Rop
     if kind not in KINDS:
         raise UserError(f"[rope] rope_type {kind!r} is not known; known are {', '.join(KINDS)}")
     dims = int(config.head_dim * p.get("partial_rotary_factor", config.partial_rotary_factor))
+    if not (math.isfinite(p["rope_theta"]) and p["rope_theta"] > 0 and 1 < dims <= config.head_dim):
+        found = f"rope_theta is {p['rope_theta']!r} and {dims} of {config.head_dim} channels turn"
+        raise UserError(f"[rope] {found}, wanted a number above 0 and at least 2 channels")
     inv_freq = p["rope_theta"] ** -(np.arange(0, dims, 2) / dims)
     try:
         scale = p.get("attention_factor") or (SCALES[kind](p) if kind in SCALES else 1.0)
-        table = Rope(mx.array(KINDS[kind](inv_freq, p).astype(np.float32)), scale, interleaved)
+        with np.errstate(all="ignore"):
+            turned = KINDS[kind](inv_freq, p).astype(np.float32)
+        if turned.shape != inv_freq.shape or not (np.isfinite(turned).all() and math.isfinite(scale)):
+            raise UserError(f"[rope] rope_parameters {p} give no frequency for each pair of {dims} channels")
+        table = Rope(mx.array(turned), scale, interleaved)
         if kind != "longrope":
             return table
         far = mx.array((inv_freq / np.array(p["long_factor"])).astype(np.float32))

@@ -1,20 +1,24 @@
-"""Text to token ids and back, on the `tokenizers` library: from tokenizer.json, or from what a GGUF holds."""
+"""Text to token ids and back: from a folder's tokenizer.json or tokenizer.model, or from what a GGUF holds."""
 
 import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from ..engine.errors import UserError
-from . import chat_template
+from . import chat_template, sentencepiece, vocabulary
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+END_OF_TURN = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+    "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
+)  # fmt: skip
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -41,23 +45,30 @@ class Tokenizer:
         self.strip_first_space = strips and not self.byte_level
         self.added = backend.get_added_tokens_decoder()
         self.special_tokens = {key: content(config.get(key)) for key in NAMED if config.get(key)}
-        ends = [*END_OF_TURN, self.special_tokens.get("eos_token", "")]
+        ends = {*END_OF_TURN, self.special_tokens.get("eos_token", "")}
+        if backend.token_to_id("<|return|>") is not None:  # Harmony's: there <|end|> ends one message of several
+            ends.discard("<|end|>")
         self.eos_token_ids = {i for end in ends if (i := backend.token_to_id(end)) is not None}
-        self.eos_token_ids |= {i for i in eos if isinstance(i, int)}
+        self.eos_token_ids |= {i for i in eos if type(i) is int}
         self.vocab_size = backend.get_vocab_size()
         self.piece = cache(self.spell)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Text that is not Unicode (lone surrogates) has them replaced."""
         clean = text.encode("utf-8", "replace").decode()
-        return list(self.backend.encode(clean, add_special_tokens=add_special_tokens).ids)
+        try:
+            # a batch of one: unlike encode, it lets other threads run meanwhile
+            return list(self.backend.encode_batch([clean], add_special_tokens=add_special_tokens)[0].ids)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"[tokenizer] {str(error)[:200]}", "The vocabulary contradicts itself.") from None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         detokenizer = self.detokenizer(skip_special_tokens)
         return "".join(map(detokenizer.add, ids)) + detokenizer.finish()
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> "Detokenizer":
-        return Detokenizer(self, skip_special_tokens)
+    def detokenizer(self, skip_special_tokens: bool = True, shown: Collection[str] = ()) -> "Detokenizer":
+        """shown: special tokens that are never skipped."""
+        return Detokenizer(self, skip_special_tokens, shown)
 
     def spell(self, id: int) -> bytes:
         """The bytes of one token; none if the vocabulary does not have it."""
@@ -90,22 +101,27 @@ class Tokenizer:
         """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
         self.backend.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(self.config, indent=2, ensure_ascii=False), "utf-8")
-        if isinstance(self.template, str):
-            (folder / "chat_template.jinja").write_text(self.template, "utf-8")
+        named = self.template if isinstance(self.template, dict) else {"default": self.template}
+        for name, text in named.items():
+            path = folder / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+            if isinstance(text, str) and re.fullmatch(r"[\w-]+", name):
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, "utf-8")
 
 
 class Detokenizer:
     """Ids to text as they come. The texts add up to `decode` of all ids, and no character is cut in two."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self.tokenizer, self.skip = tokenizer, skip_special_tokens
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, shown: Collection[str] = ()) -> None:
+        self.tokenizer, self.skip, self.shown = tokenizer, skip_special_tokens, shown
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.strip = tokenizer.strip_first_space
 
     def add(self, id: int) -> str:
         """The text that is certain with this token: what ends inside a character waits for the rest of it."""
         added = self.tokenizer.added.get(id)
-        piece = b"" if self.skip and added and added.special else self.tokenizer.piece(id)
+        skipped = self.skip and added and added.special and added.content not in self.shown
+        piece = b"" if skipped else self.tokenizer.piece(id)
         if self.strip and piece:
             piece, self.strip = piece.removeprefix(b" "), False
         return self.decoder.decode(piece)
@@ -138,110 +154,151 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder; what ends a text is also in its model's configs."""
-    path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json")
-    ends = [read_json(folder / f"{name}.json").get("eos_token_id") for name in ("generation_config", "config")]
-    eos = [i for end in ends for i in (end if isinstance(end, list) else [end])]
+    config = read_json(folder / "tokenizer_config.json")
+    backend = from_json(folder / "tokenizer.json") or from_pieces(folder, config)
+    if backend is None:
+        raise UserError(f"{folder}: no tokenizer.json and no tokenizer.model", "Fetch the whole repo of the model.")
+    return Tokenizer(backend, config, folder_templates(folder, config), end_ids(folder))
+
+
+def from_json(path: Path) -> Backend | None:
     if not path.is_file():
-        raise UserError(f"{folder}: no tokenizer.json", "transformers' AutoTokenizer can make it with save_pretrained.")
+        return None
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{path}: not a tokenizer: {str(error)[:200]}") from None
     backend.no_truncation()
     backend.no_padding()
-    template, file = config.get("chat_template"), folder / "chat_template.jinja"
-    if isinstance(template, list):
-        template = {str(row.get("name")): str(row.get("template")) for row in template if isinstance(row, dict)}
-    return Tokenizer(backend, config, file.read_text("utf-8") if file.is_file() else template, eos)
+    return backend
+
+
+def from_pieces(folder: Path, config: dict[str, Any]) -> Backend | None:
+    """A SentencePiece model with the tokens that were added to it later; `config` learns its special tokens."""
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        return None
+    pieces, special = sentencepiece.read(path)
+    for name, token in special.items():
+        config.setdefault(name, token)
+    with contradictions(path):
+        backend = pieces.backend()
+        vocabulary.mark(backend, pieces.spelled(), pieces.kinds)
+        for id, added in added_tokens(folder, config):
+            backend.add_tokens([added])
+            if (found := backend.token_to_id(added.content)) != id:
+                what = f"added token {added.content[:99]!r} is number {found}, wanted {id}, as the config says"
+                raise UserError(what, "Fetch the model again.")
+        surround(backend, config, bool(config.get("add_bos_token", True)), bool(config.get("add_eos_token", False)))
+    return backend
+
+
+@contextmanager
+def contradictions(path: Path) -> Iterator[None]:
+    """What goes wrong while a vocabulary is put together is said of its file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.hint) from None
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: tokenizer: {str(error)[:200]}", "The vocabulary contradicts itself.") from None
+
+
+def added_tokens(folder: Path, config: dict[str, Any]) -> list[tuple[int, AddedToken]]:
+    """Tokens beyond the vocabulary's own: tokenizer_config's added_tokens_decoder, or older, added_tokens.json."""
+    rows = config.get("added_tokens_decoder") or {
+        id: {"content": token, "special": True} for token, id in read_json(folder / "added_tokens.json").items()
+    }
+    try:
+        named = [(int(id), AddedToken(content(row), normalized=False, special=bool(row.get("special"))))
+                 for id, row in rows.items()]  # fmt: skip
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: added tokens: {str(error)[:100]}, wanted objects with a content by id") from None
+    return sorted(named, key=lambda row: row[0])
+
+
+def surround(backend: Backend, config: dict[str, Any], bos: bool, eos: bool) -> None:
+    """Texts begin with the bos token and end with the eos token, where that is wanted and the token exists."""
+
+    def known(name: str, wanted: bool) -> list[str]:
+        text = content(config.get(name, ""))
+        return [text] if wanted and backend.token_to_id(text) is not None else []
+
+    first, last = known("bos_token", bos), known("eos_token", eos)
+    if first or last:
+        ids = [(token, backend.token_to_id(token)) for token in {*first, *last}]
+        backend.post_processor = processors.TemplateProcessing([*first, "$A", *last], special_tokens=ids)
+
+
+def end_ids(folder: Path) -> list[Any]:
+    """What ends a text, as the model's configs say; a multi-modal config keeps it with its text part."""
+    configs = [read_json(folder / f"{name}.json") for name in ("generation_config", "config")]
+    nested = [config.get("text_config") for config in configs]
+    found = [config.get("eos_token_id") for config in [*configs, *nested] if isinstance(config, dict)]
+    return [i for ids in found for i in (ids if isinstance(ids, list) else [ids])]
+
+
+def folder_templates(folder: Path, config: dict[str, Any]) -> Any:
+    """The chat template, or several by name: files before what tokenizer_config.json holds."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = {str(row.get("name")): str(row.get("template")) for row in found if isinstance(row, dict)}
+    files = {file.stem: file for file in folder.glob("additional_chat_templates/*.jinja")}
+    if (default := folder / "chat_template.jinja").is_file():
+        files["default"] = default
+    texts = {name: read_text(file) for name, file in files.items()}
+    named = {**(found if isinstance(found, dict) else {"default": found} if found else {}), **texts}
+    return named.get("default") if named.keys() <= {"default"} else named
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 # -- GGUF ------------------------------------------------------------------------------------------------------------
-
-
-class Split(NamedTuple):
-    """How a byte-level vocabulary cuts text before merging: each pattern splits the pieces of the one before it."""
-
-    patterns: tuple[str, ...]
-    add_bos: bool = False  # where the file does not say
-    ignore_merges: bool = False  # a piece that is a token is not merged from characters
-
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-DIGITS, LLAMA3 = Split((r"\p{N}", GPT2)), Split((QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|"),), True, True)
-PRE_TOKENIZERS = {  # tokenizer.ggml.pre
-    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": Split((GPT2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), DIGITS),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), Split((QWEN2,))),
-    "tekken": Split((TEKKEN,), True, True),
-}
-CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 def from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
     """The tokenizer that a GGUF's metadata describes: byte-level BPE ("gpt2") or SentencePiece BPE ("llama")."""
     values = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind, tokens = values.get("model"), values.get("tokens")
-    if kind not in BUILDERS:
+    if not isinstance(kind, str) or kind not in BUILDERS:
         raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; supported: {', '.join(BUILDERS)}")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{path}: tokenizer.ggml.tokens: found {type(tokens).__name__}, wanted a list of strings")
-    try:
-        backend, add_bos = BUILDERS[kind](values, tokens)
-        types = list(zip(tokens, values.get("token_type", ()), strict=False))
-        backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in types if k == CONTROL])
-        backend.add_tokens([AddedToken(t, normalized=False, special=False) for t, k in types if k == USER_DEFINED])
-    except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.hint) from None
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: tokenizer: {str(error)[:200]}", "The vocabulary contradicts itself.") from None
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {key: values.get(f"{name}_token_id") for key, name in named.items()}
     config: dict[str, Any] = {key: tokens[i] for key, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if values.get("add_bos_token", add_bos) and "bos_token" in config:
-        bos = config["bos_token"]
-        backend.post_processor = processors.TemplateProcessing([bos, "$A"], special_tokens=[(bos, ids["bos_token"])])
-    ends = [ids["eos_token"], values.get("eot_token_id")]
-    return Tokenizer(backend, config, values.get("tokenizer.chat_template"), ends)
+    with contradictions(path):
+        backend, add_bos = BUILDERS[kind](values, tokens)
+        vocabulary.mark(backend, tokens, values.get("token_type", ()))
+        surround(backend, config, bool(values.get("add_bos_token", add_bos)), bool(values.get("add_eos_token", False)))
+    ends = [values.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
+    return Tokenizer(backend, config, templates(values), ends)
+
+
+def templates(values: dict[str, Any]) -> Any:
+    """A GGUF's chat template, or several by name."""
+    default, start = values.get("tokenizer.chat_template"), "tokenizer.chat_template."
+    named = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+    return {"default": default, **named} if named else default
 
 
 def byte_level(values: dict[str, Any], tokens: list[str]) -> tuple[Backend, bool]:
-    name = values.get("pre", "default")
-    if name not in PRE_TOKENIZERS:
-        raise UserError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}")
-    split, merges = PRE_TOKENIZERS[name], [tuple(merge.split(" ", 1)) for merge in values.get("merges", ())]
-    backend = Backend(models.BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=split.ignore_merges))
-    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, bytes_])
-    backend.decoder = decoders.ByteLevel()
-    return backend, split.add_bos
+    name, known = values.get("pre", "default"), vocabulary.PRE_TOKENIZERS
+    if name not in known:
+        raise UserError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {', '.join(known)}")
+    return vocabulary.byte_level(tokens, values.get("merges", ()), known[name]), known[name].add_bos
 
 
 def sentence_piece(values: dict[str, Any], tokens: list[str]) -> tuple[Backend, bool]:
-    """Merges are not in the file: every split of a token into two tokens is one, ranked by the token's score."""
-    scores, vocab = values["scores"].tolist(), {token: i for i, token in enumerate(tokens)}
-    pairs = [(scores[i], token[:n], token[n:]) for token, i in vocab.items() for n in range(1, len(token))]
-    merges = [row for row in pairs if row[1] in vocab and row[2] in vocab]
-    merges.sort(key=lambda row: (-row[0], len(row[1]), len(row[2])))
-    unknown = tokens[values.get("unknown_token_id", 0)]
-    bpe = models.BPE(vocab, [row[1:] for row in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    backend, prefix = Backend(bpe), bool(values.get("add_space_prefix", True))
-    spaces = normalizers.Replace(" ", "▁")
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)
-    return backend, True
+    scores, kinds = values["scores"].tolist(), values["token_type"].tolist()
+    prefix = bool(values.get("add_space_prefix", True))
+    return vocabulary.Pieces(tokens, scores, kinds, values.get("unknown_token_id", 0), prefix=prefix).backend(), True
 
 
 BUILDERS = {"gpt2": byte_level, "llama": sentence_piece}

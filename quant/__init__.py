@@ -1,4 +1,4 @@
 """Formats and quantizers. Quantizing is an edit of a Module tree, or of a checkpoint tensor by tensor."""
-from .affine import Format, Predicate, Quantizer, quantize
+from .quantizer import MODES, RECIPES, Format, Predicate, Quantizer, quantize, recipe
 
-__all__ = ["Format", "Predicate", "Quantizer", "quantize"]
+__all__ = ["MODES", "RECIPES", "Format", "Predicate", "Quantizer", "quantize", "recipe"]

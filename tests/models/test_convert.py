@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import gguf as reference
 import numpy as np
@@ -15,8 +18,9 @@ from safetensors.torch import load_file as load_torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lazulite.engine import array as mx
 from lazulite.engine.errors import UserError
-from lazulite.models import safetensors, weights
+from lazulite.models import build, weights, writer
 from lazulite.models.convert import convert
 from lazulite.quant import Format, Quantizer
 
@@ -182,35 +186,151 @@ def test_tied_head_is_dropped(tmp_path: Path, source: Path) -> None:
     assert list(tensors(convert(str(folder), tmp_path / "out"))) == ["x.weight"]
 
 
-def full_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def full_after(count: int, monkeypatch: Any) -> None:
     """The disk is full at the `count`-th weight."""
-    add, left = safetensors.Writer.add, iter(range(count))
+    add, left = writer.Writer.add, iter(range(count))
 
-    def full(self: safetensors.Writer, name: str, array: object) -> None:
+    def full(self: writer.Writer, name: str, array: object) -> object:
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        add(self, name, array)  # type: ignore[arg-type]
+        return add(self, name, array)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(safetensors.Writer, "add", full)
+    monkeypatch.setattr(writer.Writer, "add", full)
 
 
-@pytest.mark.parametrize("count", [0, 5])
-def test_full_disk_leaves_nothing(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    full_after(count, monkeypatch)
-    with pytest.raises(UserError, match="out: could not be written: No space left on device") as error:
+def same_folder(out: Path, want: Path) -> bool:
+    names = sorted(path.name for path in want.iterdir())
+    return names == sorted(path.name for path in out.iterdir()) and all(
+        (out / name).read_bytes() == (want / name).read_bytes() for name in names)  # fmt: skip
+
+
+def test_full_disk_leaves_nothing_if_nothing_was_done(tmp_path: Path, source: Path, monkeypatch: Any) -> None:
+    full_after(0, monkeypatch)
+    with pytest.raises(UserError, match="out: could not be written: No space left on device"):
         convert(str(source), tmp_path / "out")
-    assert "Nothing was left behind" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupt_leaves_nothing(tmp_path: Path, source: Path) -> None:
+def mixed() -> Quantizer:
+    return Quantizer(Format(32, 4), lambda path: Format(32, 8) if "v_proj" in path or "1.mlp" in path else True)
+
+
+def test_full_disk_and_interrupt_are_resumed(tmp_path: Path, source: Path, monkeypatch: Any) -> None:
+    """The folder that three runs made together is byte for byte that of one run, and so is what config.json states."""
+    want = convert(str(source), tmp_path / "want", mixed(), "float16")
+    with monkeypatch.context() as patch:
+        full_after(5, patch)
+        with pytest.raises(UserError, match="out: could not be written: No space left on device") as error:
+            convert(str(source), tmp_path / "out", mixed(), "float16")
+    assert "the same command goes on after what" in error.value.hint
+    begun: list[int] = []
+
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        begun.append(done)
+        if done == 14:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(str(source), tmp_path / "out", progress=stop)
-    assert list(tmp_path.iterdir()) == []
+        convert(str(source), tmp_path / "out", mixed(), "float16", progress=stop)
+    assert 0 < begun[0] <= 5 and not (tmp_path / "out").exists()
+    out = convert(str(source), tmp_path / "out", mixed(), "float16", progress=lambda done, total: begun.append(done))
+    assert begun[-1] > 14 and begun.count(14) == 2
+    assert same_folder(out, want) and sorted(path.name for path in tmp_path.iterdir()) == ["out", "want"]
+
+
+def test_other_settings_start_anew(tmp_path: Path, source: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), tmp_path / "out", mixed(), progress=stop)
+    begun: list[int] = []
+    out = convert(str(source), tmp_path / "out", dtype="float32", progress=lambda done, total: begun.append(done))
+    assert begun[0] == 0 and same_folder(out, convert(str(source), tmp_path / "want", dtype="float32"))
+
+
+SLOW = """
+import sys, time
+from lazulite.models.convert import convert
+from lazulite.quant import Format, Quantizer
+def progress(done, total):
+    print(done, flush=True)
+    if done == 12:
+        time.sleep(60)
+convert(sys.argv[1], sys.argv[2], Quantizer(Format(32, 4)), progress=progress)
+"""
+
+
+def test_kill_is_resumed_and_two_at_once_are_refused(tmp_path: Path, source: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", SLOW, source, tmp_path / "out"], stdout=subprocess.PIPE) as process:
+        assert process.stdout and any(line == b"12\n" for line in process.stdout)
+        with pytest.raises(UserError, match="another llm convert is writing it"):
+            convert(str(source), tmp_path / "out", Quantizer(Format(32, 4)))
+        process.kill()
+    with (tmp_path / "out.partial/journal.jsonl").open("ab") as journal:
+        journal.write(b'{"tensors": {"cut off')  # as if it had been killed while it wrote a row
+    begun: list[int] = []
+    out = convert(str(source), tmp_path / "out", Quantizer(Format(32, 4)), progress=lambda done, _: begun.append(done))
+    assert begun[0] == 12 and same_folder(out, convert(str(source), tmp_path / "want", Quantizer(Format(32, 4))))
+
+
+def test_less_than_the_journal_says_is_refused(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        convert(str(source), tmp_path / "out", progress=lambda done, total: 1 // (9 - done))
+    os.truncate(tmp_path / "out.partial/1.part", 9)
+    with pytest.raises(UserError, match="1.part: less is in it than the journal says"):
+        convert(str(source), tmp_path / "out")
+
+
+MEASURE = """
+import re, sys
+from lazulite.models.convert import convert
+from lazulite.quant import Format, Quantizer
+def kilobytes(field):
+    return int(re.search(field + ":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+def progress(done, total):
+    if done == 1:
+        global begun
+        begun = kilobytes("VmRSS")
+convert(sys.argv[1], sys.argv[2], Quantizer(Format(64, 4)) if sys.argv[3] == "q" else None, progress=progress)
+print(1024 * (kilobytes("VmHWM") - begun))
+"""
+
+
+@pytest.mark.parametrize("how", ["q", "copy"])
+def test_memory_is_that_of_the_largest_tensor(tmp_path: Path, how: str) -> None:
+    """32 matrices of 8 MB, 268 MB in all: while they are converted, memory grows by less than 5 of them."""
+    size, count = 8 << 20, 32
+    rows = {f"w{i}.weight": {"dtype": "BF16", "shape": [2048, 2048], "data_offsets": [i * size, i * size + size]}
+            for i in range(count)}  # fmt: skip
+    header = json.dumps(rows).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    (folder := tmp_path / "in").mkdir()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + count * size)
+    (folder / "config.json").write_text("{}")
+    grown = int(subprocess.check_output([sys.executable, "-c", MEASURE, folder, tmp_path / "out", how]))
+    assert grown < 5 * size
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_oss", "mixtral", "qwen3_moe"])
+def test_families_whose_checkpoints_lie_otherwise(tmp_path: Path, kind: str) -> None:
+    """GPT-2's matrices are turned, gpt-oss's fused: all are quantized, and the logits are near; routers keep 8 bits."""
+    from families import ROWS, TINY, reference
+
+    more = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+    reference(tmp_path / "hf", kind, **(ROWS["gpt2"][1] if kind == "gpt2" else more))
+    folders = [tmp_path / "hf", convert(str(tmp_path / "hf"), tmp_path / "q", Quantizer(Format(32, 6)))]
+    ids = mx.array(np.random.default_rng(0).integers(0, TINY["vocab_size"], 24).astype(np.int32))
+    models = [build(weights.read(folder)) for folder in folders]
+    want, found = (np.asarray(model(ids)) for model in models)
+    assert np.abs(found - want).mean() < 0.1 * want.std()
+    wide = [path for path, module in models[1].named_modules() if getattr(module, "bits", 0) == 8]
+    assert len(wide) == (0 if kind == "gpt2" else models[1].config.num_hidden_layers)
+    sizes = [sum(array.nbytes for _, array in model.named_parameters()) for model in models]
+    assert sizes[1] < 0.35 * sizes[0]
 
 
 def test_refused(tmp_path: Path, source: Path) -> None:

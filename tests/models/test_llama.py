@@ -52,7 +52,6 @@ def test_config_reads_old_and_new_spellings() -> None:
     ({"rope_scaling": {"type": "spiral"}}, "rope_type 'spiral' is not known; known are default"),
     ({"rope_scaling": {"type": "llama3"}}, "rope_type 'llama3' needs 'low_freq_factor'"),
     ({"model_type": "mistrel"}, "'mistrel' is not supported, the nearest that is: 'mistral'\nsupported: cohere2, g"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq', which is not read"),
 ])
 def test_bad_config(change: dict, message: str) -> None:
     with pytest.raises((UserError, ValueError), match=message):
