@@ -3,18 +3,29 @@
 from .engine import Engine
 from .pages import OutOfPages, Pages
 from .sampling import Sampling
-from .sequence import Sequence
+from .scheduler import Finish, Overloaded, Prompt, Request, Scheduler, Ticket
+from .sequence import Sequence, Token
+from .stats import Histogram, Stats
 from .stop import Stops
 from .text import Response, generate, peak_memory, stream_generate
 
 __all__ = [
     "Engine",
+    "Finish",
+    "Histogram",
     "OutOfPages",
+    "Overloaded",
     "Pages",
+    "Prompt",
+    "Request",
     "Response",
     "Sampling",
+    "Scheduler",
     "Sequence",
+    "Stats",
     "Stops",
+    "Ticket",
+    "Token",
     "generate",
     "peak_memory",
     "stream_generate",

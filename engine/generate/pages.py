@@ -4,6 +4,7 @@ A page is an index into every layer's cache arrays, room for PAGE tokens. A full
 its predecessors, its tokens); a dict compares keys as well as hashing them, so that a page is only ever found by its
 very tokens. A chain is a serial number, never used twice: what followed an evicted page is not found again.
 Pages that nobody holds keep their contents until room is needed, the least recently used go first.
+Every adapter has a chain of its own to begin with, as the same tokens have other keys and values under it.
 """
 
 from collections import OrderedDict
@@ -30,6 +31,13 @@ class Pages:
         self.kept: dict[Key, tuple[int, int]] = {}  # key -> (page, the chain that ends with it)
         self.keys: dict[int, Key] = {}  # page -> the key it is kept under
         self.serial = count(ROOT + 1)
+        self.roots: dict[str | None, int] = {None: ROOT}
+
+    def root(self, adapter: str | None = None) -> int:
+        """The chain before the first page of a text under that adapter."""
+        if adapter not in self.roots:
+            self.roots[adapter] = next(self.serial)
+        return self.roots[adapter]
 
     def allocate(self) -> int:
         """A page with one reference; what it held is forgotten."""
@@ -62,11 +70,17 @@ class Pages:
             self.keys[page] = key
         return self.kept[key][1]
 
-    def match(self, tokens: Tokens[int]) -> tuple[list[int], int]:
-        """The longest run of kept pages that holds the beginning of `tokens`, held for the caller, and its chain."""
-        pages, chain = [], ROOT
-        for start in range(0, len(tokens) - PAGE + 1, PAGE):
-            found = self.kept.get((chain, tuple(tokens[start : start + PAGE])))
+    def forget(self, pages: Tokens[int]) -> None:
+        """What these pages hold is not found any more."""
+        for page in pages:
+            if page in self.keys:
+                del self.kept[self.keys.pop(page)]
+
+    def match(self, tokens: Tokens[int], chain: int = ROOT, start: int = 0) -> tuple[list[int], int]:
+        """The longest run of kept pages after `chain` that holds tokens[start:], held for the caller, and its chain."""
+        pages = []
+        for at in range(start, len(tokens) - PAGE + 1, PAGE):
+            found = self.kept.get((chain, tuple(tokens[at : at + PAGE])))
             if found is None:
                 break
             page, chain = found

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from .constraint import Constraint
 from .engine import Engine
 from .sampling import Sampling
-from .sequence import Sequence
+from .sequence import Sequence, Token
+from .speculation import propose
 from .stop import Stops
 
 
@@ -18,6 +20,7 @@ class Response(NamedTuple):
     text: str
     token: int
     logprob: float  # of the token under the model's own distribution, at temperature 1
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens with theirs, if top_logprobs asks for them
     prompt_tokens: int
     cached_tokens: int  # of the prompt, found in the cache
     generated_tokens: int
@@ -28,37 +31,49 @@ class Response(NamedTuple):
 
 
 def stream_generate(
-    model: Any, tokenizer: Any, prompt: str | Iterable[int], *, engine: Engine | None = None, **sampling: Any
-) -> Iterator[Response]:
+    model: Any, tokenizer: Any, prompt: str | Iterable[int], *, engine: Engine | None = None,
+    constraint: Constraint | None = None, adapter: str | None = None, speculate: bool = True, detokenizer: Any = None,
+    **sampling: Any,
+) -> Iterator[Response]:  # fmt: skip
     """Yields a Response for each token as it is generated.
 
     prompt: text, or token ids (as from a chat template). engine: one to go on with, whose cache may hold the beginning
-    of the prompt; without it, one as large as this prompt and answer. sampling: fields of Sampling.
+    of the prompt; without it, one as large as this prompt and answer. constraint: says which tokens may come. adapter:
+    by name, one of model.adapters. speculate: verify drafts by prompt lookup where that is faster. detokenizer: one of
+    the tokenizer's that spells more. sampling: fields of Sampling.
     """
     settings = Sampling(**sampling)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    sequence = Sequence(ids, settings, tokenizer.eos_token_ids)
+    sequence = Sequence(ids, settings, tokenizer.eos_token_ids, adapter=adapter, constraint=constraint)
     engine = engine or Engine(model, max_context=sequence.prompt_length + settings.max_tokens)
-    begin = perf_counter()
+    detokenizer, stops = detokenizer or tokenizer.detokenizer(), Stops(settings.stop)
+    begin, first = perf_counter(), 0.0
     engine.start(sequence)
     try:
-        detokenizer, stops = tokenizer.detokenizer(), Stops(settings.stop)
-        while not engine.step([sequence]):
-            pass
-        first = perf_counter()
-        while True:
-            text = stops.add("" if sequence.tokens[-1] in sequence.eos else detokenizer.add(sequence.tokens[-1]))
-            if sequence.finish_reason and not stops.found:
+        for count, token in enumerate(_tokens(engine, sequence, speculate), 1):
+            first = first or perf_counter()
+            text = stops.add("" if token.id in sequence.eos else detokenizer.add(token.id))
+            reason = sequence.finish_reason if count == sequence.generated else None
+            if reason and not stops.found:
                 text += stops.add(detokenizer.finish())
                 text += stops.finish()
-            if stops.found:
-                sequence.finish_reason = "stop"
-            yield _response(sequence, text, first - begin, perf_counter() - first)
-            if sequence.finish_reason:
+            reason = "stop" if stops.found else reason
+            yield _response(sequence, token, count, text, reason, first - begin, perf_counter() - first)
+            if reason:
                 return
-            engine.step([sequence])
     finally:
         engine.release(sequence)
+
+
+def _tokens(engine: Engine, sequence: Sequence, speculate: bool) -> Iterator[Token]:
+    """What the steps bring, until the sequence ends."""
+    while not sequence.finish_reason:
+        if speculate and sequence.generated:
+            propose(engine, [sequence])
+        if engine.step([sequence]):
+            yield from sequence.fresh
+    if sequence.error:
+        raise sequence.error
 
 
 def generate(model: Any, tokenizer: Any, prompt: str | Iterable[int], **options: Any) -> str:
@@ -66,18 +81,21 @@ def generate(model: Any, tokenizer: Any, prompt: str | Iterable[int], **options:
     return "".join(response.text for response in stream_generate(model, tokenizer, prompt, **options))
 
 
-def _response(sequence: Sequence, text: str, prefill_seconds: float, decode_seconds: float) -> Response:
-    computed, decoded = sequence.prompt_length - sequence.reused, sequence.generated - 1
+def _response(
+    sequence: Sequence, token: Token, count: int, text: str, reason: str | None, prefill: float, decode: float
+) -> Response:
+    """prefill, decode: seconds."""
     return Response(
         text=text,
-        token=sequence.tokens[-1],
-        logprob=sequence.logprob,
+        token=token.id,
+        logprob=token.logprob,
+        top=token.top,
         prompt_tokens=sequence.prompt_length,
         cached_tokens=sequence.reused,
-        generated_tokens=sequence.generated,
-        finish_reason=sequence.finish_reason,
-        prefill_tokens_per_second=computed / prefill_seconds,
-        decode_tokens_per_second=decoded / decode_seconds if decoded else 0.0,
+        generated_tokens=count,
+        finish_reason=reason,
+        prefill_tokens_per_second=(sequence.prompt_length - sequence.reused) / prefill,
+        decode_tokens_per_second=(count - 1) / decode if count > 1 else 0.0,
         peak_memory_bytes=peak_memory(),
     )
 

@@ -5,35 +5,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
+from tiny import CONTEXT, VOCABULARY
 
 from lazulite.engine import array as mx
 from lazulite.engine.errors import UserError
 from lazulite.engine.generate import Engine, Sampling, Sequence, generate, stream_generate
+from lazulite.engine.generate.pace import Pace
 from lazulite.engine.generate.pages import PAGE
-from lazulite.models.config import Config
-from lazulite.models.llama import Model
+from lazulite.engine.generate.speculation import Lookup
 
-VOCABULARY, CONTEXT = 97, 256
 rng = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    config = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = Model(Config.from_dict({**config, **heads, "max_position_embeddings": CONTEXT}))
-    weights = {path: rng.standard_normal(w.shape) * 0.3 for path, w in model.named_parameters()}
-    model.load_weights((path, mx.array(w.astype(np.float32))) for path, w in weights.items())
-    return model
+    return tiny.tiny()
 
 
 @pytest.fixture(scope="module")
 def engine(model: Any) -> Engine:
-    return Engine(model, max_sequences=4, max_step=24)
+    return Engine(model, max_sequences=4, max_step=24, cache_dtype=mx.float32)
 
 
 def prompt(length: int) -> list[int]:
-    return rng.integers(0, VOCABULARY, length).tolist()
+    return tiny.prompt(rng, length)
 
 
 def run(engine: Engine, *sequences: Sequence) -> list[list[int]]:
@@ -52,7 +48,7 @@ def test_greedy_tokens_are_those_of_the_whole_model_run_again_and_again(model: A
     engine = Engine(model, cache_dtype=mx.bfloat16)
     got = run(Engine(model), Sequence(tokens, Sampling(max_tokens=40)))[0]
     for i, token in enumerate(got):
-        logits = np.asarray(model(mx.array(tokens + got[:i], dtype=mx.int32)))[-1]
+        logits = tiny.logits(model, tokens + got[:i])
         assert logits[token] >= logits.max() - 1e-2, f"token {i}"
     assert len(run(engine, Sequence(tokens, Sampling(max_tokens=5)))[0]) == 5
 
@@ -66,10 +62,12 @@ ASKED = [  # prompt length, sampling
 
 def test_a_batch_of_ragged_sequences_gives_what_each_gives_alone(model: Any, engine: Engine) -> None:
     asked = [(prompt(length), Sampling(max_tokens=7 + length, **options)) for length, options in ASKED]
-    alone = [run(Engine(model, max_step=512), Sequence(tokens, sampling))[0] for tokens, sampling in asked]
+    solo = Engine(model, max_step=512, cache_dtype=mx.float32)
+    alone = [run(solo, Sequence(tokens, sampling))[0] for tokens, sampling in asked]
     for first in (0, 3):
         together = run(engine, *(Sequence(tokens, sampling) for tokens, sampling in asked[first : first + 4]))
-        assert together == alone[first : first + 4]
+        for case, one, other in zip(asked[first:], alone[first:], together, strict=False):
+            tiny.assert_same(model, *case, one, other)
 
 
 def test_following_on_is_packing_anew(model: Any, engine: Engine) -> None:
@@ -102,7 +100,7 @@ def test_every_cache_dtype_keeps_the_likely_tokens(model: Any, dtype: mx.Dtype) 
     tokens = prompt(60)
     sequence = Sequence(tokens, Sampling(max_tokens=1))
     got = run(Engine(model, cache_dtype=dtype), sequence)[0][0]
-    logits = np.asarray(model(mx.array(tokens, dtype=mx.int32)))[-1].astype(np.float64)
+    logits = tiny.logits(model, tokens).astype(np.float64)
     assert logits[got] >= logits.max() - 0.2
     logprob = logits[got] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     assert abs(sequence.logprob - logprob) < 0.1
@@ -181,3 +179,29 @@ def test_an_abandoned_stream_gives_its_pages_back(model: Any, engine: Engine) ->
     next(stream)
     stream.close()
     assert not any(engine.pages.references)
+
+
+def test_a_stream_takes_constraints_and_tells_the_likeliest(model: Any) -> None:
+    spelled = [3, 1, 4, 1, 5]
+    options = {"constraint": tiny.Spells(spelled), "top_logprobs": 3, "max_tokens": 9}
+    responses = list(stream_generate(model, Letters(), "Hello", **options))
+    assert [r.token for r in responses] == spelled and responses[-1].finish_reason == "stop"
+    for r in responses:
+        assert len(r.top) == 3 and all(r.top[0][1] >= logprob for logprob in (r.logprob, r.top[1][1], r.top[2][1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"temp": 1.0, "seed": 2}, {"stop": "37"}, {"frequency_penalty": 1}], ids=str)
+def test_drafts_change_no_stream(model: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setattr(Pace, "seconds", lambda self, decoded: 0.0)  # every draft seems to pay
+    monkeypatch.setattr(Lookup, "draft", lambda self, tokens, most: (tokens + guess)[-most:])
+    guess: list[int] = []
+    engine, asked = Engine(model, cache_dtype=mx.float32), {"max_tokens": 40, "ignore_eos": True, **options}
+    plain = list(stream_generate(model, Letters(), "Hello", engine=engine, speculate=False, **asked))
+    assert not engine.drafted
+    engine.pages.forget(range(len(engine.pages.references)))
+    guess = [r.token for r in plain[20:23]]  # right once, at the twentieth token
+    drafted = list(stream_generate(model, Letters(), "Hello", engine=engine, **asked))
+    assert engine.drafted and len(drafted) == len(plain)
+    for one, other in zip(drafted, plain, strict=True):
+        assert one._replace(logprob=0)[:8] == other._replace(logprob=0)[:8]
+        assert abs(one.logprob - other.logprob) < 1e-4

@@ -74,3 +74,14 @@ def test_an_exhausted_pool_says_so() -> None:
     pool.allocate()
     with pytest.raises(OutOfPages, match="all 1 cache pages of 32 tokens are in use"):
         pool.allocate()
+
+
+def test_an_adapter_has_pages_of_its_own_and_what_is_forgotten_is_not_found() -> None:
+    pool, tokens = Pages(4), prompt([0, 1], 0)
+    assert pool.root() == ROOT and pool.root("tone") == pool.root("tone") != pool.root("form")
+    first = User(pool, tokens)
+    assert pool.match(tokens, pool.root("tone")) == ([], pool.root("tone"))
+    found, chain = pool.match(tokens[:PAGE])
+    assert pool.match(tokens, chain, PAGE)[0] == first.pages[1:] and found == first.pages[:1]
+    pool.forget(first.pages[:1])
+    assert pool.match(tokens) == ([], ROOT) and len(pool.kept) == len(pool.keys) == 1
