@@ -1,0 +1,1 @@
+"""HTTP: OpenAI's chat completions, completions and responses, Anthropic's messages, over one engine thread."""
