@@ -131,10 +131,14 @@ template <int BITS, int N, int M> LZ_INLINE vi dot(vi acc, const vi q[], const c
 LZ_INLINE bool any(const char* p, int64_t n) {
   vi seen{};
   for (int64_t i = 0; i < n; i += 4 * W) seen |= load<vi>(p + i);
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)seen, (__m512i)seen);
+#else
   int32_t lanes[W], all = 0;
   store(lanes, seen);
   for (int i = 0; i < W; i++) all |= lanes[i];
   return all;
+#endif
 }
 
 // Decode: M tokens x W rows straight from the mapped bytes, `stride` bytes a row. Each chunk of W x 16 bytes is
