@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from families import FAMILIES, tokenizer
+from dialects import FAMILIES, tokenizer
 
 from lazulite.engine.errors import UserError
 from lazulite.models import read

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from families import FAMILIES, cut, parse, tokenizer
+from dialects import FAMILIES, cut, parse, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from walks import allowed, walk

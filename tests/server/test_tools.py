@@ -5,7 +5,7 @@ import re
 
 import jsonschema
 import pytest
-from families import FAMILIES, cut, parse, tokenizer
+from dialects import FAMILIES, cut, parse, tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from walks import walk
