@@ -285,6 +285,9 @@ def templates(values: dict[str, Any]) -> Any:
     """A GGUF's chat template, or several by name."""
     default, start = values.get("tokenizer.chat_template"), "tokenizer.chat_template."
     named = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+    for name, template in {"default": default, **named}.items():
+        if not isinstance(template, str | None):
+            raise UserError(f"{start}{name} is {type(template).__name__}, wanted text")
     return {"default": default, **named} if named else default
 
 

@@ -421,3 +421,13 @@ def test_layers_that_no_file_holds_are_not_made(good: Good, tmp_path: Path) -> N
     config = json.dumps(CONFIG | {"num_hidden_layers": 100_000, "layer_types": []}).encode()
     with pytest.raises(UserError, match="num_hidden_layers is 100000, the files hold at most 64"):
         load(write(tmp_path / "m", config=config, tensors=(20_000).to_bytes(8, "little") + b"{}".ljust(20_000)))
+
+
+@pytest.mark.parametrize("seed", [1051961, 2020923])
+def test_a_template_is_text(good: Good, tmp_path: Path, seed: int) -> None:
+    """Found by seed: a GGUF whose chat template is an array of numbers."""
+    tracemalloc.start()
+    try:
+        assert run(good, tmp_path, seed) is False
+    finally:
+        tracemalloc.stop()
