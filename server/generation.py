@@ -20,7 +20,7 @@ from .errors import ApiError, complain, refused
 from .parser import Piece
 
 Mail = Token | Prompt | Finish
-PACE = 0.02  # seconds between two deliveries; an answer's first token and its end do not wait
+PACE = 0.04  # seconds between two deliveries; an answer's first token and its end do not wait
 SILENCE = 15.0  # seconds without an event after which a stream is told to send a ping
 
 

@@ -5,6 +5,7 @@ from .pages import PAGE
 LEAST = PAGE  # tokens of the first chunk, before anything is known, and of any: smaller ones save little time
 ALONE = 4  # a step that nobody waits for may take so many times as long
 SHARE = 2  # and where decoding alone takes long, a step with a chunk takes so many times as long
+TILE = 8  # more rows than these go by so many at once: a step of as many tiles takes as long
 CHANGE = 2  # a chunk is at most so many times as large, or as small, as the one before
 
 
@@ -33,8 +34,13 @@ class Pace:
             self.decode[decoded] *= 0.995
 
     def seconds(self, decoded: int) -> float:
-        """Of a step of so many decoded tokens; as long as one of fewer when it was never run, 0 if there was none."""
-        return self.decode.get(decoded) or max((s for n, s in self.decode.items() if n < decoded), default=0.0)
+        """Of a step of so many decoded tokens. One that was never run takes as long as one of as many tiles, or else of
+        fewer tokens; 0 if there was none."""
+        if (known := self.decode.get(decoded)) is not None:
+            return known
+        alike = -(-decoded // TILE) if decoded > TILE else None
+        tile = [s for n, s in self.decode.items() if -(-n // TILE) == alike]
+        return min(tile) if tile else max((s for n, s in self.decode.items() if n < decoded), default=0.0)
 
     def chunk(self, decoded: int, most: int) -> int:
         """How many tokens of prompts may run beside so many decoded ones."""

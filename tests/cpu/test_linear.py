@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lazulite.engine import cpu
 
 ISAS = cpu.runtime().isas()
-TOKENS = [0, 1, 2, 3, 4, 5, 8, 9, 16, 33, 70]
+TOKENS = [0, 1, 2, 3, 4, 5, 8, 9, 16, 33, 70, 23]
 
 
 def words(k: int, bits: int) -> int:
@@ -80,9 +80,11 @@ def gelu(v: np.ndarray, tanh: bool) -> np.ndarray:
 GATES = {2: lambda v: v / (1 + np.exp(-v)), 3: lambda v: gelu(v, False), 4: lambda v: gelu(v, True)}
 
 
-def linear(rng, isa, t, ns, k, bits=0, group=64, dtype="float32", norm=0, epilogue=0, bias=0, precise=0):
-    """Runs the kernel. (its outputs, the definition's)"""
+def linear(rng, isa, t, ns, k, bits=0, group=64, dtype="float32", norm=0, epilogue=0, bias=0, precise=0,
+           outlier=1.0):
+    """Runs the kernel. (its outputs, the definition's) outlier: a factor of one number in every other token."""
     x = rng.standard_normal((t, k)).astype(np.float32)
+    x[::2, k // 2] *= outlier
     inputs, exact = [x], x.astype(np.float64)
     if norm:
         g, gain = stored(rng.uniform(0.5, 2, k), dtype if dtype != "uint8" else "float32")
@@ -123,6 +125,14 @@ def test_quantized(isa, bits, group, dtype):
         n, k = [1, 17, 65, 130][t % 4], words(group * [1, 3, 5][t % 3], bits)
         check(*linear(rng, isa, t, [n], k, bits, group, dtype), 2e-4 if t <= 4 else 1.5e-2)
         check(*linear(rng, isa, t, [n], k, bits, group, dtype, precise=1), 2e-4)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 64), (4, 128), (8, 32)])
+def test_outliers(isa, bits, group):
+    """One int8 for a group with an outlier would be wrong by more than 1.5e-2 of the output."""
+    for t in (5, 8, 9, 16, 23, 40):
+        rng = np.random.default_rng(t)
+        check(*linear(rng, isa, t, [33], 640, bits, group, outlier=100.0), 4e-3)
 
 
 @pytest.mark.parametrize(("name", "format", "group", "dtype"), FLOATS)

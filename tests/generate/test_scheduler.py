@@ -612,6 +612,13 @@ def test_where_decoding_alone_is_slow_prompts_get_as_long_again() -> None:
     assert pace.chunk(8, 512) == pytest.approx(40, rel=0.15)
 
 
+def test_a_step_never_run_takes_as_long_as_one_of_as_many_tiles() -> None:
+    pace = Pace(0.1)
+    pace.learn(16, 0, 1.0)
+    pace.learn(20, 0, 2.0)
+    assert [pace.seconds(n) for n in (3, 12, 16, 18, 24, 30)] == [0.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+
+
 def test_a_histogram_counts_by_size() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 7.0):

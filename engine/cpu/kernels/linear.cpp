@@ -12,6 +12,7 @@
 // says how a block of rows meets a few tokens, by T: rows as they lie (decode), or a panel expanded in the cache.
 #include "amx.h"
 #include "gemm.h"
+#include "tokens.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -37,7 +38,7 @@ struct Linear {
     for (int j = 0; has_bias && j < n; j++) w[j].bias = in++;
     if (epilogue == 1) residual = in;
   }
-  Codes codes(int M, int passes) const { return {Kp, group < 64 ? group : 64, M, passes}; }
+  Codes codes(int M, int passes, bool spread = false) const { return {Kp, group < 64 ? group : 64, M, passes, spread}; }
   bool gated() const { return epilogue >= 2; }
   // what dense paths read: powers of two times e4m3 are exact in bf16
   int dense_dtype(int j) const { return !stored ? w[j].w->dtype : w[j].scales->dtype == LZ_U8 && group > 16 ? LZ_BF16 : LZ_F32; }
@@ -65,6 +66,7 @@ struct Path {
   void (*encode)(const Linear&, const float* x, char* acts, int64_t t);  // acts: of all tokens
   void (*expand)(const Linear&, const Block&);
   void (*tile)(const Linear&, const Block* b, int blocks, const char* acts, int64_t tokens, float* y);  // y[blocks][tokens][rows]
+  int depth;  // of AMX tiles, 0 without; see open_tiles
 };
 constexpr int MOST_BLOCKS = 4;
 
@@ -91,7 +93,7 @@ template <int BITS, int A, int M, int PASSES, bool SOME = false> struct RowsPath
         rows_tile<BITS, A, M, PASSES, SOME>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group},
                                       L.codes(M, PASSES), acts, y + r);
   }
-  static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile};
+  static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile, 0};
 };
 #if defined(__AVX512VNNI__)
 template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
@@ -109,7 +111,7 @@ template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
       _mm512_storeu_ps(y, sum_lanes(lanes));
     }
   }
-  static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile};
+  static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile, 0};
 };
 #endif
 template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
@@ -121,7 +123,7 @@ template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
     for (int i = 0; i < blocks; i++, b++, y += PANEL_MR * 64)
       panel_tile<BITS>(b->codes(L, 64), b->scale(L), b->bias(L, 64), L.group, L.K, L.codes(PANEL_MR, 2), acts, y);
   }
-  static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile};
+  static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile, 0};
 };
 
 struct Floats {
@@ -138,7 +140,7 @@ template <int M> struct DensePath : Floats {
     for (int i = 0; i < blocks; i++, b++, y += M * LANES)
       dense_rows<M>(b->dtype, b->w, b->stride, L.K, (const float*)acts, L.Kp, y);
   }
-  static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile};
+  static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile, 0};
 };
 struct FloatPath : Floats {
   static void expand(const Linear& L, const Block& b) {
@@ -147,10 +149,28 @@ struct FloatPath : Floats {
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += FLOAT_MR * 64) float_tile((float*)b->panel, 64, L.K, (const float*)acts, L.Kp, y, false);
   }
-  static constexpr Path path = {64, FLOAT_MR, 1, false, record, encode, expand, tile};
+  static constexpr Path path = {64, FLOAT_MR, 1, false, record, encode, expand, tile, 0};
 };
 
 #if defined(__AMX_BF16__)
+template <int BITS, int A> struct TokensPath {
+  static Codes codes(const Linear& L) { return L.codes(LANES, 2, true); }
+  static int64_t record(const Linear& L) { return codes(L).record(); }
+  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
+    const int m = (int)(t % LANES);
+    acts += (t - m) * record(L);
+    quantize_row<BITS, LANES, 2, true>(codes(L), x, L.K, acts, m, L.precise ? 0 : PLAIN);
+    if (t == L.T - 1) clear_rest(codes(L), acts, m + 1);
+  }
+  static void expand(const Linear& L, const Block& b) {
+    spread_sides(b.dtype, b.scales, b.biases, b.stride_s, L.K / A, L.group / A == 2, (float*)b.panel);
+  }
+  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
+    for (int i = 0; i < blocks; i++, b++, y += LANES * LANES)
+      tokens_tile<BITS, A>({b->w, b->stride, L.K, (float*)b->panel}, codes(L), acts, y);
+  }
+  static constexpr Path path = {LANES, LANES, 1, true, TokensPath::record, TokensPath::encode, expand, tile, A};
+};
 template <int BITS> struct AmxPath {
   static constexpr int DEPTH = 576;  // inputs at a time: 36 KB of activations stay in the first-level cache for all blocks
   static int64_t record(const Linear& L) { return L.Kp * (BITS ? 2 : 4); }
@@ -169,26 +189,29 @@ template <int BITS> struct AmxPath {
         amx_tile<!BITS>(panel(L, b[i]) + k * 16, least(L.K - k, DEPTH), acts + k * 64, tokens <= 16, L.Kp * 64,
                         y + i * AMX_TOKENS * AMX_ROWS, k);
   }
-  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, false, record, encode, expand, tile};
+  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, false, record, encode, expand, tile, 64};
 };
 #endif
 
 // The table: which path for so many tokens.
 #if defined(__AMX_BF16__)
-constexpr int WIDE = 8, FEW = 24;  // measured: up to FEW tokens, rows as they lie beat panels
+constexpr int WIDE = 8, FEW = 32, FEW_PRECISE = FEW;  // measured: up to WIDE tokens vectors, to FEW tiles of codes, then of bf16
 #else
-constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48;
+constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48, FEW_PRECISE = 8;  // up to FEW tokens, rows as they lie beat panels
 #endif
 template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise) {
 #if defined(__AVX512VNNI__)
   if (T == 1) return AlongPath<BITS, A>::path;
+#endif
+#if defined(__AMX_BF16__)
+  if (T > WIDE) return TokensPath<BITS, A>::path;
 #endif
   if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 2, true>::path;
   return T == 1 ? RowsPath<BITS, A, 1, 2>::path : T == 2 ? RowsPath<BITS, A, 2, 2>::path : RowsPath<BITS, A, 4, 2>::path;
 }
 template <int BITS> static const Path& coded_path(const Linear& L) {
   const bool precise = L.precise || L.T <= 4;
-  if (L.T <= (precise ? 8 : FEW)) {
+  if (L.T <= (precise ? FEW_PRECISE : FEW)) {
     const auto path = L.group == 16 ? rows_path<BITS, 16> : L.group == 32 ? rows_path<BITS, 32> : rows_path<BITS, 64>;
     return path(L.T, precise);
   }
@@ -355,8 +378,7 @@ static void run(const Step& step, Team& team) {
   if (!alone) team.barrier();
 
 #if defined(__AMX_BF16__)
-  const bool amx = path.tokens == AMX_TOKENS;
-  if (amx) open_tiles();
+  if (path.depth) open_tiles(path.depth);
 #endif
   int64_t total = 0, begin, end;
   for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
@@ -369,7 +391,7 @@ static void run(const Step& step, Team& team) {
     while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
-  if (amx) close_tiles();
+  if (path.depth) close_tiles();
 #endif
 }
 
@@ -494,14 +516,14 @@ static void run_linears(const Experts& X, Team& team, bool down) {
     const int64_t blocks = blocks_of(L, path, 0), most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
     const int64_t some = path.still ? 8 : most, runs = (blocks + some - 1) / some;
 #if defined(__AMX_BF16__)
-    const bool amx = path.tokens == AMX_TOKENS && next - done < runs;
-    if (amx) open_tiles();
+    const bool tiles = path.depth && next - done < runs;
+    if (tiles) open_tiles(path.depth);
 #endif
     for (; next - done < runs; next = team.take(1))
       for (int64_t i = (next - done) * some, end = least(i + some, blocks); i < end; i += most)
         multiply(L, path, acts, team.local + L.acts_bytes(4), i, least(i + most, end));
 #if defined(__AMX_BF16__)
-    if (amx) close_tiles();
+    if (tiles) close_tiles();
 #endif
     done += runs;
   });
