@@ -4,7 +4,7 @@ VENV   ?= .venv
 TORCH  ?= torch
 BIN    := $(VENV)/bin
 PARTS  := engine models quant lora server cli
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard engine/cpu/*.h engine/cpu/*.cpp engine/cpu/kernels/*)
+SOURCES := pyproject.toml CMakeLists.txt engine/metal/replay.c $(wildcard engine/cpu/*.h engine/cpu/*.cpp engine/cpu/kernels/*)
 
 demo: $(VENV)/model
 	$(BIN)/llm generate -p "Why is the sky blue? Answer in two sentences." --max-tokens 96

@@ -8,7 +8,7 @@ import click
 
 from ..engine.errors import UserError
 
-COMMANDS = ("generate", "chat", "serve", "lora", "fuse", "eval", "bench", "convert", "models")
+COMMANDS = ("generate", "chat", "serve", "lora", "fuse", "eval", "bench", "convert", "models", "selftest")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 

@@ -111,8 +111,9 @@ def introduce(session: Any) -> None:
     leaves = sorted({path.rpartition(".")[2] for path in session.paths if path})
     click.echo(f"{trained:,} weights learn, in {len(session.paths)} layers: {', '.join(leaves)}", err=True)
     chosen = session.settings
-    click.echo(f"a step: {chosen.accumulate} × {chosen.batch_size} rows, {session.progress.sizes[-1]} tokens at most"
-               f" at once; checkpointed blocks {session.model.checkpointed}; memory {session.estimate}", err=True)
+    rows = "the rows that fit best" if chosen.batch_tokens else f"{chosen.batch_size} rows"
+    click.echo(f"a step: {chosen.accumulate} × {rows}, {session.progress.sizes[-1]} tokens at most at once; "
+               f"checkpoint {session.model.checkpointed}; memory {session.estimate}", err=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ ENGINE = LOW | {"engine.nn", "engine.optimizers", "engine.generate"}
 ALLOWED = {  # a part may import itself and these; engine.array knows the runtimes by name only
     "engine.errors": set(),
     "engine.cpu": {"engine.errors"},
+    "engine.metal": {"engine.errors", "engine.cpu"},
     "engine.array": {"engine.errors"},
     "engine.nn": LOW,
     "engine.optimizers": LOW,
@@ -19,7 +20,7 @@ ALLOWED = {  # a part may import itself and these; engine.array knows the runtim
     "quant": ENGINE,
     "lora": ENGINE,
     "server": ENGINE | {"models", "quant", "lora"},
-    "cli": ENGINE | {"engine.cpu", "models", "quant", "lora", "server"},
+    "cli": ENGINE | {"engine.cpu", "engine.metal", "models", "quant", "lora", "server"},
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .array import Array
 from .containers import Skeleton, arrays_of, assign, rebuild, skeleton, structure_of
+from .device import default_device
 from .evaluate import FIELD, LOCK, Cache, eval, is_traced
 from .executable import Executable
 from .lowering import lower_values
@@ -103,7 +104,7 @@ class Traced:
         return [Array.of(next(results) if source < 0 else inputs[source]) for source in self.sources]
 
     def executable(self, free: tuple[int, ...]) -> Executable:
-        return self.executables.get(free, lambda: self._load(free))
+        return self.executables.get((free, id(default_device().type)), lambda: self._load(free))
 
     def _load(self, free: tuple[int, ...]) -> Executable:
         positions = {i + self.n_arguments for i in free} - set(self.sources)

@@ -1,6 +1,7 @@
 """Devices and streams with MLX's names. A device is chosen for an operation, not for an array, whose memory all share.
 
 Evaluation returns when the work is done, so streams order nothing more than the program does: they name a device.
+LAZULITE_DEVICE (cpu or gpu) is the default device of a process that chooses none.
 """
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from inspect import CO_VARARGS, CO_VARKEYWORDS, isfunction
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
+
+from ..errors import UserError
 
 __all__ = ["Device", "DeviceType", "Stream", "StreamContext", "ThreadLocalStream", "clear_streams", "cpu", "cuda",
            "default_device", "default_stream", "device_count", "device_info", "gpu", "is_available", "metal",
@@ -81,7 +84,7 @@ class _Thread(threading.local):
         self.local: dict[Stream, Stream] = {}
 
 
-_process = {"device": Device(cpu)}
+_process: dict[str, Device] = {}
 _thread = _Thread()
 _numbers = itertools.count(1)
 
@@ -92,10 +95,15 @@ def runtime_of(device: Device | DeviceType) -> Any:
 
 
 def is_available(device: Device | DeviceType) -> bool:
-    """Whether operations can run there."""
+    """Whether operations can run there. LAZULITE_METAL=emulated makes a GPU of the CPU."""
     device = device if isinstance(device, Device) else Device(device)
-    there = device.type is cpu or sys.platform == "darwin" or os.environ.get("LAZULITE_METAL") == "emulated"
+    there = device.type is cpu or os.environ.get("LAZULITE_METAL") == "emulated" or _metal()
     return device.index == 0 and there
+
+
+@functools.cache
+def _metal() -> bool:
+    return sys.platform == "darwin" and importlib.import_module(RUNTIMES[gpu]).available()
 
 
 def _usable(device: Device | DeviceType) -> Device:
@@ -119,15 +127,15 @@ def device_count(device_type: DeviceType) -> int:
 
 
 def device_info(d: Device | DeviceType | None = None) -> dict[str, str | int]:
-    """device_name, architecture, memory_size (bytes), and the runtime's instruction set and threads; empty where there
-    is no such device."""
+    """device_name, architecture, memory_size (bytes), and the runtime's instruction set and threads, or a GPU's limits;
+    empty where there is no such device."""
     d = default_device() if d is None else d
     if not is_available(d):
         return {}
     runtime = runtime_of(d)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"device_name": _processor(), "architecture": platform.machine(), "memory_size": memory,
-            "isa": runtime.isa, "threads": runtime.threads}
+    facts = {"device_name": _processor(), "architecture": platform.machine(), "memory_size": memory}
+    return facts | runtime.info()
 
 
 def _processor() -> str:
@@ -139,7 +147,15 @@ def _processor() -> str:
 
 
 def default_device() -> Device:
-    return _thread.device or _process["device"]
+    return _thread.device or _process.get("device") or _first()
+
+
+def _first() -> Device:
+    """The default device of a process that has chosen none."""
+    name = os.environ.get("LAZULITE_DEVICE", "cpu")
+    if name not in DeviceType.__members__:
+        raise UserError(f"[device] LAZULITE_DEVICE is {name!r}, wanted cpu or gpu", "unset it to compute on the CPU")
+    return _process.setdefault("device", _usable(DeviceType[name]))
 
 
 def set_default_device(device: Device | DeviceType) -> None:

@@ -18,6 +18,7 @@ class Executable:
 
     def __init__(self, plan: Plan, native: Any):
         self.plan, self._native = plan, native
+        self._adopt = native.adopt                         # where memory must be known before a run reads it
         count = 1 + len(plan.inputs) + len(plan.outputs) + len(plan.constants)
         self.pointers = (c_void_p * count)()
         self.dims = (c_int64 * max(1, len(plan.dims)))(*plan.dims)
@@ -30,9 +31,12 @@ class Executable:
                           contiguous_strides(v.shape)) for v in plan.outputs]
         self.handle = native.load(plan.native(native.opcodes), count, [int(d) for d in plan.dims], plan.arena)
         self.handle.plan = plan                            # a profile reads its steps
+        self.handle.owners = self._owners                  # memory that a run under way needs
 
     def _set(self, position: int, value: Value) -> None:
         assert value.buffer is not None
+        if self._adopt:
+            self._adopt(value.buffer)
         self.pointers[position] = value.buffer.pointer + value.offset
         self._owners[position] = value
 
@@ -56,11 +60,25 @@ class Executable:
 
     def run(self, **dims: int) -> None:
         """Runs every step in one native call. dims: symbolic sizes by name; one not given keeps its last value."""
+        self._native.wait(self.start(**dims))
+
+    def start(self, **dims: int) -> int:
+        """`run` that may return before the work is done: `wait` for the number that it returns before the memory of
+        inputs and outputs is touched."""
         for name, size in dims.items():
             self.dims[self._names[name]] = size
         if self._unset:
             self._allocate()
-        self._native.run(self.handle, self.pointers, self.dims)
+        return self._native.start(self.handle, self.pointers, self.dims)
+
+    def wait(self, started: int | None = None) -> None:
+        """Returns when that run, by default all, is done, and those that any executable started before."""
+        self._native.wait(started)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `start` returns before the work is done."""
+        return self._native.asynchronous
 
     def __call__(self, inputs: Sequence[Value]) -> list[tuple[Any, int, Shape]]:
         """A run on these leaves: buffer, offset and strides of each output, in fresh memory or that of a donated input.
@@ -68,6 +86,9 @@ class Executable:
         pointers, alloc = self.pointers, self._native.alloc
         for i, value in enumerate(inputs, 1):
             pointers[i] = value.buffer.pointer + value.offset  # type: ignore[union-attr]
+        if self._adopt:
+            for value in inputs:
+                self._adopt(value.buffer)
         made = []
         for position, nbytes, strides in self._results:
             if nbytes:

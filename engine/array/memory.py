@@ -62,8 +62,9 @@ def set_cache_limit(limit: int) -> int:
 
 
 def set_wired_limit(limit: int) -> int:
-    """Accepted for MLX's programs: it bounds what Metal keeps resident; the CPU's pages are the system's. Returns 0."""
-    return 0
+    """The most bytes that a GPU keeps resident, of memory taken from now on. Returns the last limit; 0 on the CPU,
+    whose pages are the system's."""
+    return _runtime().set_wired_limit(limit)
 
 
 def clear_cache() -> None:

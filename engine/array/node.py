@@ -65,7 +65,7 @@ class Primitive:
 class Buffer:
     """Memory that belongs to `owner`. Only a donatable buffer may be overwritten once nobody else refers to it."""
 
-    __slots__ = ("pointer", "nbytes", "owner", "donatable")
+    __slots__ = ("pointer", "nbytes", "owner", "donatable", "__weakref__")
 
     def __init__(self, pointer: int, nbytes: int, owner: Any, donatable: bool):
         self.pointer, self.nbytes, self.owner, self.donatable = pointer, nbytes, owner, donatable

@@ -48,18 +48,18 @@ class Profile:
     def __enter__(self) -> Profile:
         self._runtime = plans.runtime()
         self._run, self._own = self._runtime.run, "run" in vars(self._runtime)
-        self._runtime.run = self._record
+        self._runtime.run = self._runtime.start = self._record
         self.seconds -= time.perf_counter()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.seconds += time.perf_counter()
         if self._own:
-            self._runtime.run = self._run
+            self._runtime.run = self._runtime.start = self._run
         else:
-            del self._runtime.run
+            del self._runtime.run, self._runtime.start
 
-    def _record(self, handle: Any, pointers: Any, dims: Any, times: Any = None) -> None:
+    def _record(self, handle: Any, pointers: Any, dims: Any, times: Any = None) -> int:
         steps = handle.plan.steps
         times = times or (c_double * len(steps))()
         self._run(handle, pointers, dims, times)
@@ -70,6 +70,7 @@ class Profile:
             row.microseconds += microseconds
             row.nbytes += moved(step.kernel, [nbytes(v, sizes) for v in step.inputs],
                                 sum(nbytes(v, sizes) for v in step.outputs))
+        return 0                                           # there is nothing to wait for
 
     @property
     def rows(self) -> list[Row]:

@@ -247,6 +247,26 @@ class Runtime:
             raise self._failure()
 
 
+    adopt = None                     # any memory will do as it lies
+    asynchronous = False
+
+    def start(self, plan: "Plan", pointers: Any, dims: Any) -> int:
+        """`run`: the cores that compute are those that would go on meanwhile. Returns a number for `wait`."""
+        self.run(plan, pointers, dims)
+        return 0
+
+    def wait(self, started: int | None = None) -> None:
+        """Returns at once: what was started is done."""
+
+    def info(self) -> dict[str, str | int]:
+        """What this runtime adds to a device's facts."""
+        return {"isa": self.isa, "threads": self.threads}
+
+    def set_wired_limit(self, nbytes: int) -> int:
+        """Nothing is wired here: the pages are the system's. Returns 0."""
+        return 0
+
+
 class Plan:
     """A plan loaded into the library, unloaded when the object dies."""
 

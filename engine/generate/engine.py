@@ -6,8 +6,12 @@ once; a step writes what changed, makes one native call and reads the sampled id
 
 A sequence with a draft runs it too and samples after each of its tokens: as far as the samples are the draft, they are
 the tokens that steps of one token would have brought, for a sample depends on its row and its number alone.
+
+On a GPU the next step starts before the last one is read: there are two sides, each with its own of the inputs that
+change in every step, and where one side writes what it samples, the other has its tokens.
 """
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -43,8 +47,22 @@ INPUTS = {
     "biases": ("BN", np.float32),
     "masks": ("RW", np.uint32),
 }
+CHANGING = ("tokens", "positions", "slots", "lengths", "ints")  # from one decoded token to the next
 CONTEXT = ("positions", "slots", "starts", "counts", "lengths", "page_table", "states")
 SAMPLE = ("params", "ints", "history", "bias_ids", "biases", "masks")
+
+
+@dataclass
+class Side:
+    """What one step reads and writes; numbers and ids are memoryviews: single numbers at little cost."""
+
+    executable: Any
+    arrays: dict[str, np.ndarray]
+    results: list[np.ndarray]  # ids, logprobs, likeliest ids and their logprobs
+
+    def __post_init__(self) -> None:
+        self.numbers = {name: array.data for name, array in self.arrays.items()}
+        self.ids, self.logprobs = (array.data for array in self.results[:2])
 
 
 class Engine:
@@ -79,6 +97,7 @@ class Engine:
         self.python_seconds = self.native_seconds = 0.0
         self.drafted = self.accepted = 0  # tokens of drafts, and of them those that came true
         self._last: list[Sequence] = []  # of the last step, when each ran one token and got one: the next may follow on
+        self._ahead: int | None = None  # of the step after the last, if it was started: the other side's
         self._sampled: list[tuple[Sequence, int]] = []  # who samples in this step, and how many rows
         self._states = list(range(max_sequences))  # slots that no sequence has
         size = len(self.pages.references)
@@ -88,8 +107,8 @@ class Engine:
         self.recurrent, self.snapshots = bool(states), Snapshots(states, max_sequences)
         axes = self._axes()
         self.plan = _plan(model, axes, self.cache)
-        self.executable = self.plan.load()
-        self._bind(axes)
+        self._sides = self._bind(axes)
+        self._use(self._sides[0])
 
     def _axes(self) -> dict[str, int]:
         """Sizes of the axes of INPUTS; those of a step are symbolic, with these bounds."""
@@ -98,18 +117,27 @@ class Engine:
         sizes |= {"N": MAX_BIASES, "W": -(-self.vocabulary // 32)}
         return {name: mx.Dim(name, bound) for name, bound in bounds.items()} | sizes
 
-    def _bind(self, axes: dict[str, int]) -> None:
-        """Makes the arrays that steps write and read."""
-        self._arrays = {n: np.zeros([int(axes[a]) for a in shape], dtype) for n, (shape, dtype) in INPUTS.items()}
-        self._numbers = {name: array.data for name, array in self._arrays.items()}
-        rows = int(axes["R"])
-        results = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
-        self._ids, self._logprobs = (array.data for array in results)  # memoryviews: single numbers at little cost
-        self._top = np.zeros((rows, TOP), np.int32), np.zeros((rows, TOP), np.float32)
-        for i, array in enumerate([*self._arrays.values(), *_flat(self.cache)]):
-            self.executable.set_input(i, array)
-        for i, array in enumerate([*results, *self._top]):
-            self.executable.set_output(i, array)
+    def _bind(self, axes: dict[str, int]) -> list[Side]:
+        """Makes the arrays that steps write and read: one side, or two that take turns."""
+        arrays = {n: np.zeros([int(axes[a]) for a in shape], dtype) for n, (shape, dtype) in INPUTS.items()}
+        executables, rows = [self.plan.load()], int(axes["R"])
+        if executables[0].asynchronous:
+            executables.append(self.plan.load())
+        own = [arrays, *(arrays | {n: np.zeros_like(arrays[n]) for n in CHANGING} for _ in executables[1:])]
+        ids = [own[1 - i]["tokens"][:rows] if own[1:] else np.zeros(rows, np.int32) for i in range(len(own))]
+        sides = []
+        for executable, inputs, sampled in zip(executables, own, ids, strict=True):
+            logprobs, top = np.zeros(rows, np.float32), (np.zeros((rows, TOP), t) for t in (np.int32, np.float32))
+            sides.append(Side(executable, inputs, [sampled, logprobs, *top]))
+            for i, array in enumerate([*inputs.values(), *_flat(self.cache)]):
+                executable.set_input(i, array)
+            for i, array in enumerate(sides[-1].results):
+                executable.set_output(i, array)
+        return sides
+
+    def _use(self, side: Side) -> None:
+        self.side, self.executable = side, side.executable
+        self._arrays, self._numbers = side.arrays, side.numbers
 
     def check(self, sequence: Sequence) -> None:
         """UserError for a sequence that can never run."""
@@ -158,12 +186,24 @@ class Engine:
         """Runs the next tokens of each sequence; returns those that sampled: `fresh` has their new tokens, which are
         also appended to their tokens."""
         begin = perf_counter()
-        follow = sequences == self._last and not any([s.draft for s in sequences])
-        counts = self._advance(sequences) if follow else self._pack(sequences)
+        started = self._started(sequences)
+        if started is not None:
+            counts = [1] * len(sequences)
+        elif sequences == self._last and not any([s.draft for s in sequences]):
+            counts = self._advance(sequences, self._numbers)
+        else:
+            counts = self._pack(sequences)
         size, rows = sum(counts), sum([n for _, n in self._sampled])
         prompts = sum([n for s, n in zip(sequences, counts, strict=True) if len(s.tokens) - s.cached > 1])
         called = perf_counter()
-        self.executable.run(T=size, B=len(sequences), R=rows)
+        if len(self._sides) == 1:
+            self.executable.run(T=size, B=len(sequences), R=rows)
+        else:
+            if started is None:
+                started = self.executable.start(T=size, B=len(sequences), R=rows)
+            if size == rows == len(sequences) and not self.recurrent and all([self._goes_on(s) for s in sequences]):
+                self._ahead = self._lead(sequences)
+            self.executable.wait(started)
         returned = perf_counter()
         row = 0
         for s, n in self._sampled:
@@ -177,6 +217,37 @@ class Engine:
         self.native_seconds += returned - called
         self.python_seconds += perf_counter() - returned + called - begin
         return [s for s, _ in self._sampled if s.fresh or s.finish_reason]
+
+    def _started(self, sequences: list[Sequence]) -> int | None:
+        """The number of the step that was started for these sequences, and now is the one to be read. Another one is
+        let go: it wrote what will be written again."""
+        started, self._ahead = self._ahead, None
+        if started is None:
+            return None
+        if sequences != self._last:
+            self.executable.wait()
+            return None
+        self._use(self._other)
+        for s in sequences:
+            s.fresh, s.draft = [], []
+        return started
+
+    @property
+    def _other(self) -> Side:
+        return self._sides[self.side is self._sides[0]]
+
+    def _goes_on(self, s: Sequence) -> bool:
+        """Whether the step after the one that runs needs nothing of it but its token."""
+        more = s.generated + 1 < s.sampling.max_tokens and len(s.tokens) + 1 < self.max_context
+        free = not (s.constraint or s.telling or s.sampling.penalizes)
+        return more and free and len(s.pages) * PAGE > s.cached + 1
+
+    def _lead(self, sequences: list[Sequence]) -> int:
+        """Starts the step after the one that runs."""
+        side, n = self._other, len(sequences)
+        side.arrays["ints"][:n] = self._arrays["ints"][:n]
+        self._advance(sequences, side.numbers, 1)
+        return side.executable.start(T=n, B=n, R=n)
 
     def _pack(self, sequences: list[Sequence]) -> list[int]:
         """Writes every input; returns how many tokens of each sequence run. Each gets one at least."""
@@ -246,19 +317,22 @@ class Engine:
         except Exception as error:
             s.fail(error)  # its rows run, nobody reads them
 
-    def _advance(self, sequences: list[Sequence]) -> list[int]:
-        """The same sequences as in the last step, each by the one token it got: a few numbers change."""
-        a = self._numbers
+    def _advance(self, sequences: list[Sequence], a: dict[str, memoryview], ahead: int = 0) -> list[int]:
+        """The same sequences as in the last step, each by the one token it got: a few numbers change. ahead: 1 before
+        that step is read, whose samples are the tokens."""
         for b, s in enumerate(sequences):
-            page, offset = divmod(s.cached, PAGE)
+            at = s.cached + ahead
+            page, offset = divmod(at, PAGE)
             if not offset:
-                self._reserve(s, s.cached + 1)
+                self._reserve(s, at + 1)
                 a["page_table"][b, page] = s.pages[page]
-            a["tokens"][b] = s.tokens[-1]
-            a["positions"][b] = s.cached
+            a["positions"][b] = at
             a["slots"][b] = s.pages[page] * PAGE + offset
-            a["lengths"][b] = s.cached + 1
-            a["ints"][b, COUNTER] = s.generated
+            a["lengths"][b] = at + 1
+            a["ints"][b, COUNTER] = s.generated + ahead
+            if ahead:
+                continue
+            a["tokens"][b] = s.tokens[-1]
             s.fresh = []
             if s.sampling.penalizes:
                 a["history"][b, s.cached] = s.tokens[-1]
@@ -272,18 +346,18 @@ class Engine:
         for r in range(row, row + rows):
             if s.error:
                 return
-            token: int = self._ids[r]
+            token: int = self.side.ids[r]
             top: tuple[tuple[int, float], ...] = ()
             if token < 0:
                 self.pages.forget(s.pages)  # what they hold may be no numbers
                 return s.fail(UserError("[generate] the model's output is not a number, or no token is allowed"))
             if n := min(s.sampling.top_logprobs, self.vocabulary):
-                top = tuple(zip(self._top[0][r, :n].tolist(), self._top[1][r, :n].tolist(), strict=True))
+                top = tuple(zip(*(likeliest[r, :n].tolist() for likeliest in self.side.results[2:]), strict=True))
             if s.telling:
-                s.told.append(Token(token, self._logprobs[r], top))
+                s.told.append(Token(token, self.side.logprobs[r], top))
                 continue
             try:
-                s.append(Token(token, self._logprobs[r], top), self.max_context)
+                s.append(Token(token, self.side.logprobs[r], top), self.max_context)
             except Exception as error:
                 return s.fail(error)
             left = row + rows - 1 - r

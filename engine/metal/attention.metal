@@ -5,11 +5,11 @@
 //   plain loop, row i of head h: s[p] = scale sum_d q[i,h,d] k[p,d] (softcap: cap tanh(s / cap)), p from low to high
 //     o[i,h] = sum_p e^s[p] v[p] / (sum_p e^s[p] + e^sink[h])
 //
-// decode, a token of a sequence with few in this step: a threadgroup has SHARE heads of one kv head, each of its simdgroups
-//   every n-th page. 32 tokens lie side by side in k, so a lane has 4 tokens and every fourth 4 rows of k: a load is 4
-//   numbers, lanes are neighbours, and two shuffles end the sums. Weights go to threadgroup memory, a lane of the second
-//   product has 4 columns of v. Simdgroups meet at the end. Long sequences are split over SPLITS threadgroups, as many as
-//   their pages fill, whose parts `merge` adds up.
+// decode, a token of a sequence with less than MANY in this step: a threadgroup has SHARE heads of one kv head, each of its
+//   simdgroups every n-th page. 32 tokens lie side by side in k, so a lane has 4 tokens and every fourth 4 rows of k: a load
+//   is 4 numbers, lanes are neighbours, and two shuffles end the sums. Weights go to threadgroup memory, a lane of the
+//   second product has 4 columns of v. Simdgroups meet at the end. Long sequences are split over SPLITS threadgroups, as
+//   many as their pages fill, whose parts `merge` adds up.
 // prefill, sequences with more: rows are (token, head of the kv head), 32 in 4 simdgroups of 8. A page becomes float32 in
 //   threadgroup memory, k and then v; scores, weights and o stay in registers as 8 x 8 matrices. A lane of such a matrix
 //   has row (lane & 16) / 4 + lane / 2 % 4 and 2 columns from (lane & 8) / 2 + lane % 2 * 2.
@@ -24,15 +24,15 @@ constant bool SINKS   [[function_constant(4)]];
 constant bool SCALES  [[function_constant(5)]];  // of int8 pages, one a token
 constant bool CAPPED  [[function_constant(6)]];
 constant int SPLITS   [[function_constant(7)]];  // threadgroups of a token, at most
-constant int MANY     [[function_constant(8)]];  // tokens of a step from which on a sequence is prefill's
+constant bool MIXED   [[function_constant(8)]];  // sequences with MANY tokens or more are prefill's, else all are decode's
 constant int WIDTH    [[function_constant(9)]];  // numbers of a row of q and k, of which D is the next multiple of 8
 constant int V_WIDTH  [[function_constant(10)]]; // and of v, E
 constant bool RAGGED  [[function_constant(11)]];
-constant int TILES    [[function_constant(12)]]; // of dense, at most
 
 struct Params {
-  int sequences, table, pages, q_token, q_head, o_token, o_head;  // table: its width; pages: in all; strides in numbers
-  float scale, cap;                                               // scores are cap * tanh of the product if CAPPED
+  int sequences, tokens, tiles, table, pages;  // tiles of prefill, at most; the table's width; pages in all
+  int q_token, q_head, o_token, o_head;        // strides in numbers
+  float scale, cap;                            // scores are cap * tanh of the product if CAPPED
 };
 
 constant constexpr float NONE = -1e30f, LEAST = -1e29f;  // a score that is not seen; what a maximum starts from
@@ -71,16 +71,23 @@ METAL_FUNC int owner(int t, device const int* starts, device const int* counts, 
   return simd_max(b);
 }
 
-// The work of one token: its sequence or -1; what it sees; how many threadgroups share it; idle: it is prefill's.
-struct Token { int sequence, low, high, splits; bool idle; };
-METAL_FUNC Token token_of(int t, device const int* starts, device const int* counts, device const int* lengths, uint lane,
+// The work of one token: its row of the step; its sequence or -1; what it sees; how many threadgroups share it. In a mixed
+// step the n-th token is that of the sequences that are decode's, and row -1 if they have fewer.
+struct Token { int row, sequence, low, high, splits; };
+METAL_FUNC Token token_of(int n, device const int* starts, device const int* counts, device const int* lengths, uint lane,
                           constant Params& p) {
+  int t = MIXED ? -1 : n;
+  for (int i = 0; MIXED && i < p.sequences && t < 0; i++) {
+    if (counts[i] >= MANY) continue;
+    if (n < counts[i]) t = starts[i] + n;
+    n -= counts[i];
+  }
   const int b = owner(t, starts, counts, p.sequences, lane);
-  if (b < 0) return Token{-1, 0, 0, 1, false};
+  if (b < 0) return Token{t, -1, 0, 0, 1};
   const int length = min(lengths[b], 32 * p.table);
   const int2 range = seen(length - counts[b] + t - starts[b], length);
   const int pages = max(0, (range.y + 31) / 32 - range.x / 32);
-  return Token{b, range.x, range.y, clamp((pages + SIMDGROUPS - 1) / SIMDGROUPS, 1, SPLITS), counts[b] >= MANY};
+  return Token{t, b, range.x, range.y, clamp((pages + SIMDGROUPS - 1) / SIMDGROUPS, 1, SPLITS)};
 }
 
 constant constexpr int COLUMNS = QUADS < 32 ? QUADS : 32;                                     // lanes of a row of v
@@ -101,11 +108,12 @@ kernel void decode(device const float* q [[buffer(0)]], device const STORED* k_p
   threadgroup float4 room[SIMDGROUPS * ROOM];  // weights, then outputs
   threadgroup float tops[SIMDGROUPS];
   threadgroup float sums[SIMDGROUPS];
-  const int t = int(group.y), head = int(group.x) * SHARE, kv = head / (H / KV), split = int(group.z), tid = int(thread_);
-  const Token token = token_of(t, starts, counts, lengths, lane, p);
-  if (token.sequence < 0 && split == 0 && SPLITS == 1)
+  const int head = int(group.x) * SHARE, kv = head / (H / KV), split = int(group.z), tid = int(thread_);
+  const Token token = token_of(int(group.y), starts, counts, lengths, lane, p);
+  const int t = token.row;
+  if (token.sequence < 0 && t >= 0 && SPLITS == 1)
     for (int i = tid; i < SHARE * D; i += 32 * SIMDGROUPS) o[t * p.o_token + (head + i / D) * p.o_head + i % D] = 0.0f;
-  if (token.sequence < 0 || token.idle || split >= token.splits) return;
+  if (token.sequence < 0 || split >= token.splits) return;
   for (int i = tid; i < SHARE * D; i += 32 * SIMDGROUPS)
     ((threadgroup float*)queries)[i] = q[t * p.q_token + (head + i / D) * p.q_head + i % D] * p.scale;
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -122,6 +130,7 @@ kernel void decode(device const float* q [[buffer(0)]], device const STORED* k_p
   for (int page = token.low / 32 + split * SIMDGROUPS + int(simdgroup); page < last; page += step) {
     const size_t tile = tile_of(table, token.sequence, page, kv, p);
     device const STORED* k = k_pages + tile * (32 * D) + 4 * quad;
+    device const STORED* v = v_pages + tile * (32 * D);
     float4 s[SHARE];
     for (int g = 0; g < SHARE; g++) s[g] = float4(0.0f);
     for (int d = 4 * row; d < D; d += 16) {
@@ -144,7 +153,8 @@ kernel void decode(device const float* q [[buffer(0)]], device const STORED* k_p
       x = exp2(x - top);
       m[g] = top, l[g] = l[g] * keep + (x.x + x.y + x.z + x.w);
       for (int c = 0; c < TURNS; c++) out[g][c] *= keep;
-      if (SCALES) UNROLL for (int e = 0; e < 4; e++) x[e] = e >= low && e < high ? x[e] * v_scales[tile * 32 + 4 * quad + e] : 0.0f;
+      if (SCALES)
+        UNROLL for (int e = 0; e < 4; e++) x[e] = e >= low && e < high ? x[e] * v_scales[tile * 32 + 4 * quad + e] : 0.0f;
       if (row == 0) weights[g * 8 + quad] = x;
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -155,7 +165,8 @@ kernel void decode(device const float* q [[buffer(0)]], device const STORED* k_p
         float4 x[4];
         UNROLL for (int j = 0; j < 4; j++) {
           const int there = page * 32 + i + j;  // what nobody sees may be anything
-          x[j] = there >= token.low && there < token.high ? load4(v_pages + tile * (32 * D) + (i + j) * D + 4 * column) : float4(0.0f);
+          x[j] = float4(0.0f);
+          if (there >= token.low && there < token.high) x[j] = load4(v + (i + j) * D + 4 * column);
         }
         UNROLL for (int g = 0; g < SHARE; g++) {
           const float4 w = weights[g * 8 + i / 4];
@@ -171,10 +182,11 @@ kernel void decode(device const float* q [[buffer(0)]], device const STORED* k_p
     const float other = int(lane) < SIMDGROUPS ? tops[lane] : LEAST, top = simd_max(other);
     const float sum = simd_sum(int(lane) < SIMDGROUPS ? sums[lane] * exp2(other - top) : 0.0f), keep = exp2(m[g] - top);
     UNROLL for (int c = 0; c < TURNS; c++)
-      if (v_row < ROWS && v_quad + 32 * c < QUADS) room[(int(simdgroup) * ROWS + v_row) * QUADS + v_quad + 32 * c] = out[g][c] * keep;
+      if (v_row < ROWS && v_quad + 32 * c < QUADS)
+        room[(int(simdgroup) * ROWS + v_row) * QUADS + v_quad + 32 * c] = out[g][c] * keep;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const float share = SPLITS > 1 ? 1.0f : share_of(top, total_of(top, sum, sinks, head + g));
-    device float* part = parts + ((t * H + head + g) * SPLITS + split) * (D + 2);
+    device float* part = parts + ((int(group.y) * H + head + g) * SPLITS + split) * (D + 2);
     device float* to = SPLITS > 1 ? part : o + t * p.o_token + (head + g) * p.o_head;
     for (int d = tid; d < D; d += 32 * SIMDGROUPS) {
       float x = 0.0f;
@@ -191,11 +203,11 @@ kernel void merge(device const float* parts [[buffer(0)]], device const int* sta
                   device const float* sinks [[buffer(4)]], device float* o [[buffer(5)]], constant Params& p [[buffer(6)]],
                   uint2 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
   threadgroup float shares[32];
-  const int t = int(group.y), head = int(group.x);
-  const Token token = token_of(t, starts, counts, lengths, lane, p);
-  if (token.idle) return;
+  const int head = int(group.x);
+  const Token token = token_of(int(group.y), starts, counts, lengths, lane, p);
+  if (token.row < 0) return;
   const int n = token.sequence < 0 ? 0 : token.splits;
-  device const float* part = parts + (t * H + head) * SPLITS * (D + 2);
+  device const float* part = parts + (int(group.y) * H + head) * SPLITS * (D + 2);
   device const float* own = part + int(lane) * (D + 2);
   const float m = int(lane) < n ? own[D] : LEAST, top = simd_max(m), keep = exp2(m - top);
   const float l = simd_sum(int(lane) < n ? own[D + 1] * keep : 0.0f);
@@ -204,7 +216,7 @@ kernel void merge(device const float* parts [[buffer(0)]], device const int* sta
   for (int d = int(lane); d < D; d += 32) {
     float x = 0.0f;
     for (int i = 0; i < n; i++) x += part[i * (D + 2) + d] * shares[i];
-    o[t * p.o_token + head * p.o_head + d] = x;
+    o[token.row * p.o_token + head * p.o_head + d] = x;
   }
 }
 
@@ -221,6 +233,10 @@ METAL_FUNC simdgroup_float8x8 piece(float a, float b) {
   x.thread_elements()[0] = a;
   x.thread_elements()[1] = b;
   return x;
+}
+
+METAL_FUNC simdgroup_float8x8 query(device const float* x, int i, int c, float scale) {
+  return piece(8 * i + c < WIDTH ? x[8 * i] * scale : 0.0f, 8 * i + c + 1 < WIDTH ? x[8 * i + 1] * scale : 0.0f);
 }
 
 METAL_FUNC float row_max(float x) {  // of the 4 lanes that share a row
@@ -263,8 +279,9 @@ struct Paged {  // a sequence's keys and values of one kv head, in pages
 };
 
 struct DenseParams {
-  int sequences, tokens, keys;  // q (tokens), k and v (keys) of each sequence, or of all if ragged
-  int q_token, q_head, q_batch, k_token, k_head, k_batch, v_token, v_head, v_batch, o_token, o_head, o_batch, l_token, l_head, l_batch;
+  int sequences, tokens, keys, tiles;  // tokens of q, keys of k and v: of each sequence, or of all if ragged
+  int q_token, q_head, q_batch, k_token, k_head, k_batch, v_token, v_head, v_batch, o_token, o_head, o_batch;
+  int l_token, l_head, l_batch;
   float scale, cap;
 };
 
@@ -295,8 +312,7 @@ METAL_FUNC void attend(Keys keys, device const float* x, int low, int high, int2
   threadgroup const float* tile = (threadgroup const float*)tile4;
   const int r = row_of(tid % 32), c = column_of(tid % 32);
   simdgroup_float8x8 queries[KEPT ? D / 8 : 1];
-  UNROLL for (int i = 0; i < D / 8 && KEPT; i++)
-    queries[i] = piece(8 * i + c < WIDTH ? x[8 * i] * p.scale : 0.0f, 8 * i + c + 1 < WIDTH ? x[8 * i + 1] * p.scale : 0.0f);
+  UNROLL for (int i = 0; i < D / 8 && KEPT; i++) queries[i] = query(x, i, c, p.scale);
   UNROLL for (int i = 0; i < E / 8; i++) out[i] = piece(0.0f, 0.0f);
   m = LEAST, l = 0.0f;
   for (int at = low / BLOCK * BLOCK; at < high; at += BLOCK) {
@@ -307,7 +323,7 @@ METAL_FUNC void attend(Keys keys, device const float* x, int low, int high, int2
     UNROLL for (int j = 0; j < BLOCK / 8; j++) s[j] = piece(0.0f, 0.0f);
     UNROLL for (int i = 0; i < D / 8; i++) {
       simdgroup_float8x8 a = queries[KEPT ? i : 0];
-      if (!KEPT) a = piece(8 * i + c < WIDTH ? x[8 * i] * p.scale : 0.0f, 8 * i + c + 1 < WIDTH ? x[8 * i + 1] * p.scale : 0.0f);
+      if (!KEPT) a = query(x, i, c, p.scale);
       UNROLL for (int j = 0; j < BLOCK / 8; j++) {
         threadgroup const float* y = tile + (8 * i + r) * K_LINE + 8 * j + c;
         simdgroup_float8x8 b = piece(y[0], y[1]);
@@ -356,7 +372,7 @@ METAL_FUNC void write_row(thread simdgroup_float8x8 (&out)[E / 8], float share, 
 // The sequence of a tile of 32 rows (token, head of the kv head), tile becoming its first row; none: `sequences`.
 METAL_FUNC int sequence_of(thread int& tile, device const int* counts, int sequences) {
   for (int b = 0; b < sequences; b++) {
-    const int tiles = counts[b] < MANY ? 0 : (counts[b] * (H / KV) + 31) / 32;
+    const int tiles = MIXED && counts[b] < MANY ? 0 : (counts[b] * (H / KV) + 31) / 32;
     if (tile < tiles) {
       tile *= 32;
       return b;
@@ -364,6 +380,18 @@ METAL_FUNC int sequence_of(thread int& tile, device const int* counts, int seque
     tile -= tiles;
   }
   return sequences;
+}
+
+// Clears the rows of nobody of a block of 32; the sum of their weights is 0, but its logarithm is wanted large.
+template <class P>
+METAL_FUNC void clear(int block, int kv, device const int* starts, device const int* counts, device float* o, device float* lse,
+                      constant P& p, int l_token, int l_head, uint simdgroup, uint lane) {
+  for (int t = 32 * block + int(simdgroup); t < min(32 * block + 32, p.tokens); t += 4)
+    if (owner(t, starts, counts, p.sequences, lane) < 0)
+      for (int h = kv * (H / KV); h < (kv + 1) * (H / KV); h++) {
+        for (int d = int(lane); d < V_WIDTH; d += 32) o[t * p.o_token + h * p.o_head + d] = 0.0f;
+        if (RAGGED && lane == 0) lse[t * l_token + h * l_head] = 1e30f;
+      }
 }
 
 [[max_total_threads_per_threadgroup(128)]]
@@ -377,7 +405,9 @@ kernel void prefill(device const float* q [[buffer(0)]], device const STORED* k_
                     uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
   threadgroup float4 tile[TILE / 4];
   int first = int(group.y);
-  const int kv = int(group.x), tid = int(thread_), together = H / KV, b = sequence_of(first, counts, p.sequences);
+  const int kv = int(group.x), tid = int(thread_), together = H / KV;
+  if (first >= p.tiles) return clear(first - p.tiles, kv, starts, counts, o, o, p, 0, 0, simdgroup, lane);
+  const int b = sequence_of(first, counts, p.sequences);
   if (b == p.sequences) return;
   const int rows = counts[b] * together, length = min(lengths[b], 32 * p.table), before = length - counts[b];
   const int place = first + int(simdgroup) * 8 + row_of(int(lane)), row = min(place, rows - 1);
@@ -388,11 +418,13 @@ kernel void prefill(device const float* q [[buffer(0)]], device const STORED* k_
   float m, l;
   attend(keys, q + (starts[b] + token) * p.q_token + head * p.q_head + c, begin.x, end.y, seen(before + token, length),
          int2(end.x, begin.y), tile, tid, p, out, m, l);
-  if (place < rows) write_row(out, share_of(m, total_of(m, l, sinks, head)), c, o + (starts[b] + token) * p.o_token + head * p.o_head + c);
+  if (place >= rows) return;
+  o += (starts[b] + token) * p.o_token + head * p.o_head + c;
+  write_row(out, share_of(m, total_of(m, l, sinks, head)), c, o);
 }
 
 // ragged_attention_lse and attention_lse, the steps of engine/cpu/kernels/attention_dense.cpp, which also keep log sum e^s:
-// k and v are rows of the step, or of a batch. Threadgroups past TILES clear the rows of nobody, 32 tokens each.
+// k and v are rows of the step, or of a batch.
 [[max_total_threads_per_threadgroup(128)]]
 kernel void dense(device const float* q [[buffer(0)]], device const float* k [[buffer(1)]], device const float* v [[buffer(2)]],
                   device const int* starts [[buffer(3)]], device const int* counts [[buffer(4)]],
@@ -403,19 +435,13 @@ kernel void dense(device const float* q [[buffer(0)]], device const float* k [[b
   threadgroup float4 tile[TILE / 4];
   int first = int(group.y);
   const int kv = int(group.x), tid = int(thread_), together = H / KV;
-  if (RAGGED && first >= TILES) {
-    for (int t = 32 * (first - TILES) + int(simdgroup); t < min(32 * (first - TILES + 1), p.tokens); t += 4)
-      if (owner(t, starts, counts, p.sequences, lane) < 0)
-        for (int h = kv * together; h < (kv + 1) * together; h++) {
-          for (int d = int(lane); d < V_WIDTH; d += 32) o[t * p.o_token + h * p.o_head + d] = 0.0f;
-          if (lane == 0) lse[t * p.l_token + h * p.l_head] = 1e30f;
-        }
-    return;
-  }
+  if (RAGGED && first >= p.tiles)
+    return clear(first - p.tiles, kv, starts, counts, o, lse, p, p.l_token, p.l_head, simdgroup, lane);
   const int b = RAGGED ? sequence_of(first, counts, p.sequences) : int(group.z);
   if (b == p.sequences) return;
   if (!RAGGED) first *= 32;
-  const int count = RAGGED ? counts[b] : p.tokens, length = RAGGED ? count : p.keys, before = length - count, rows = count * together;
+  const int count = RAGGED ? counts[b] : p.tokens, rows = count * together, length = RAGGED ? count : p.keys;
+  const int before = length - count;
   const int place = first + int(simdgroup) * 8 + row_of(int(lane)), row = min(place, rows - 1);
   const int token = row / together, head = kv * together + row % together, c = column_of(int(lane));
   const int2 begin = seen(before + first / together, length), end = seen(before + min(first + 31, rows - 1) / together, length);

@@ -119,7 +119,7 @@ METAL_FUNC float group_max(float value, threadgroup float* part, uint simdgroup,
 
 METAL_FUNC float e4m3(uint code) { return 256.0f * float(as_type<half>(ushort((code & 127u) << 7 | (code & 128u) << 8))); }
 METAL_FUNC float e2m1(uint code) { return 16384.0f * float(as_type<half>(ushort((code & 7u) << 9 | (code & 8u) << 12))); }
-METAL_FUNC float e8m0(uint code) { return as_type<float>(code << 23); }  // 2^-127 as 0: a GPU flushes denormals
+METAL_FUNC float e8m0(uint code) { return as_type<float>(code ? code << 23 : 1u << 22); }  // a GPU may make 2^-127 0
 
 // Column k of a quantized row, whose group has the scale and bias number `side`
 METAL_FUNC float weight_at(device const uint* row, uint k, device const uchar* scales, device const uchar* biases, long side,

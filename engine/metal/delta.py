@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .rope import check_rows
-from .steps import Dispatch, Step, Unsupported, ceil, struct
+from .steps import Dispatch, Operand, Step, Unsupported, ceil, struct
 
 ROWS = 32                                     # tokens of a threadgroup that clears the rows of nobody
 LARGEST = 256                                 # head size: a lane has a quarter of it in registers
@@ -14,8 +14,8 @@ def short_conv(step: Step) -> list[Dispatch]:
     check_rows(x, y, weight, states)
     tokens, channels = x.shape
     params = struct(tokens, sequences[0].size, states.shape[0], x.strides[0], 0, 0, 0, 0, 0, 0.0, 0.0)
-    return [Dispatch("delta", "short_conv", dict(x=x, weight=weight, y=y, states=states, p=params)
-                     | dict(zip(SEQUENCES, sequences, strict=True)),
+    arguments: dict[str, Operand] = dict(x=x, weight=weight, y=y, states=states, p=params)
+    return [Dispatch("delta", "short_conv", arguments | dict(zip(SEQUENCES, sequences, strict=True)),
                      (ceil(channels, 256), sequences[0].size + ceil(tokens, ROWS), 1), (256, 1, 1),
                      dict(TAPS=weight.shape[1], D=1), dict(C=channels))]
 
@@ -28,7 +28,7 @@ def gated_delta(step: Step) -> list[Dispatch]:
         raise Unsupported(f"a head of {size} numbers")
     strides = [view.strides[axis] for axis in (0, 1) for view in (q, k, v)]
     params = struct(tokens, sequences[0].size, states.shape[0], *strides, *map(float, step.floats))
-    return [Dispatch("delta", "gated_delta", dict(q=q, k=k, v=v, decay=decay, rate=rate, o=o, states=states, p=params)
-                     | dict(zip(SEQUENCES, sequences, strict=True)),
+    arguments: dict[str, Operand] = dict(q=q, k=k, v=v, decay=decay, rate=rate, o=o, states=states, p=params)
+    return [Dispatch("delta", "gated_delta", arguments | dict(zip(SEQUENCES, sequences, strict=True)),
                      (ceil(columns, 32), heads, sequences[0].size + ceil(tokens, ROWS)), (128, 1, 1),
                      dict(TAPS=1, D=size), dict(H=heads, K=key_heads, E=columns))]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .linear import check_matrices, named, parts_of, product
+from .linear import Arguments, check_matrices, named, parts_of, product
 from .steps import FAULT, Dispatch, Scratch, Step, Unsupported, ceil, struct
 
 MOST_CHOICES, MOST_EXPERTS = 16, 1024      # simdgroups, or threads, of a threadgroup
@@ -28,21 +28,20 @@ def experts(step: Step) -> list[Dispatch]:
     pairs = T * choices
     hidden, rising, falling = Scratch(4 * pairs * inner), (C, inner, inner), (inner, C)
     make = partial(product, stored=(format, group), matrix=gate, bias=gate_bias, CHOICES=choices, MATRICES=count)
-    choice = {"chosen": chosen, "fault": FAULT}
-    rise = {"x": x, **choice, "p": struct(pairs, C, 0.0), **named("w0 s0 b0", gate), "c0": gate_bias,
-            **named("w1 s1 b1", up), "c1": up_bias, "y": hidden}
+    choice: Arguments = {"chosen": chosen, "fault": FAULT}
+    rise: Arguments = {"x": x, **choice, **named("w0 s0 b0", gate), **named("w1 s1 b1", up), "c0": gate_bias,
+                       "c1": up_bias, "y": hidden, "p": struct(pairs, C, 0.0)}
     if pairs < MANY * count:
-        fall = {"x": hidden, **choice, "share": share, **named("w scales biases", down), "c": down_bias, "y": y}
+        fall = choice | named("w scales biases", down) | {"x": hidden, "share": share, "c": down_bias, "y": y}
         return [make("experts", rise, (ceil(inner, 4), pairs, 1), rising, tokens=1, epilogue=epilogue),
                 make("experts_down", fall, (ceil(C, 4), T, 1), falling, tokens=1, threads=32 * choices)]
     tiles = pairs // TILE + min(count, pairs)    # the most there can be: each expert has one that is not full
-    places, listed, parts = Scratch(4 * pairs), Scratch(12 * tiles), Scratch(4 * pairs * C)
-    table = {"places": places, "tiles": listed}
-    sort = {**choice, **table, "p": struct(pairs, tiles, 0.0)}
-    fall = {"x": hidden, **table, **named("w0 s0 b0", down), "c0": down_bias, "y": parts,
-            "p": struct(pairs, inner, 0.0)}
-    total = {"x": parts, "share": share, "y": y}
-    return [make("experts_sort", sort, (1, 1, 1), rising, tokens=TILE, threads=32 * ceil(count, 32)),
+    parts = Scratch(4 * pairs * C)
+    table: Arguments = {"places": Scratch(4 * pairs), "tiles": Scratch(12 * tiles)}
+    fall = table | named("w0 s0 b0", down) | {"x": hidden, "c0": down_bias, "y": parts, "p": struct(pairs, inner, 0.0)}
+    return [make("experts_sort", choice | table | {"p": struct(pairs, tiles, 0.0)}, (1, 1, 1), rising, tokens=TILE,
+                 threads=32 * ceil(count, 32)),
             make("experts", rise | table, (ceil(inner, 32), tiles, 1), rising, tokens=TILE, epilogue=epilogue),
             make("experts", fall, (ceil(C, 64), tiles, 1), falling, tokens=TILE, DOWN=True),
-            make("experts_sum", total, (ceil(C, 64), T, 1), falling, tokens=TILE, threads=64)]
+            make("experts_sum", {"x": parts, "share": share, "y": y}, (ceil(C, 64), T, 1), falling, tokens=TILE,
+                 threads=64)]

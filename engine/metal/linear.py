@@ -1,29 +1,30 @@
 """linear: products of tokens with weights that share them, as they were stored."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from .steps import Dispatch, Scratch, Step, Unsupported, View, ceil, struct
 
 FLOATS = 16                          # a format above it has floats for codes, and no biases
 WEIGHTS = 4                          # of a dispatch: their arrays fill its buffers
 GATED = 2                            # epilogues from here on take two weights
+FEW = 16                             # tokens that are multiplied 8 at a time: a tile of 32 would be half empty
 
 Matrix = Sequence[View]              # floats; codes and scales; codes, scales and biases
-Argument = View | Scratch | bytes | None
+Arguments = dict[str, View | Scratch | bytes | None]          # by name, None for what there is not
 
 
 def parts_of(format: int) -> int:
     return 1 if not format else 2 if format > FLOATS else 3
 
 
-def named(names: str, matrix: Matrix) -> dict[str, Argument]:
+def named(names: str, matrix: Matrix) -> Arguments:
     return dict(zip(names.split(), matrix, strict=False))
 
 
-def shape_of(tokens: int) -> tuple[int, int, int]:
-    """Tokens and rows of a threadgroup, and its threads."""
-    return (tokens, 8, 64) if tokens <= 8 else (32, 64, 128)
+def shape_of(tokens: int) -> tuple[int, int]:
+    """Tokens and rows of a threadgroup."""
+    return (ceil(tokens, ceil(tokens, 8)), 8) if tokens <= FEW else (32, 64)
 
 
 def check_matrices(matrices: Sequence[Matrix], biases: Sequence[View | None] = ()) -> None:
@@ -32,20 +33,21 @@ def check_matrices(matrices: Sequence[Matrix], biases: Sequence[View | None] = (
             raise Unsupported("weights of different types, or strided ones")
 
 
-def product(function: str, arguments: Mapping[str, Argument], groups: tuple[int, int, int], sizes: Sequence[int],
+def product(function: str, arguments: Arguments, groups: tuple[int, int, int], sizes: Sequence[int],
             stored: tuple[int, int], matrix: Matrix, *, tokens: int, threads: int = 0, x: str = "float",
             gain: View | None = None, bias: View | None = None, epilogue: int = 0, **constants: int | bool) -> Dispatch:
-    """A dispatch of linear.metal. sizes: the inner one, and rows of each weight; stored: format and group; x: the type
-    of activations."""
+    """A dispatch of linear.metal. sizes: the inner one, and rows of each weight; stored: format and group; tokens: of a
+    threadgroup; x: the type of activations."""
     format, group = stored
-    defines = {"FORMAT": format, "GROUP": group or 1, "TOKENS": tokens, "X": x,
-               "WEIGHT": "ushort" if format else matrix[0].type, "SCALE": matrix[1].type if format else "float",
-               "GAIN": gain.type if gain else "float", "BIAS": bias.type if bias else "float"}
+    defines: dict[str, str | int] = {
+        "FORMAT": format, "GROUP": group or 1, "TOKENS": tokens, "X": x,
+        "WEIGHT": "ushort" if format else matrix[0].type, "SCALE": matrix[1].type if format else "float",
+        "GAIN": gain.type if gain else "float", "BIAS": bias.type if bias else "float"}
     numbers = {**dict(zip(("K", "N0", "N1", "N2", "N3"), (*sizes, 0, 0, 0), strict=False)), "EPILOGUE": epilogue,
                "NORM": gain is not None, "HAS_BIAS": bias is not None, "ACROSS": False, "GATHERED": False,
                "DOWN": False, "CHOICES": 1, "MATRICES": 1, "SOURCES": 1}
     return Dispatch("linear", function, {name: a for name, a in arguments.items() if a is not None}, groups,
-                    (threads or shape_of(tokens)[2], 1, 1), defines, numbers | constants)
+                    (threads or (64 if tokens <= 8 else 128), 1, 1), defines, numbers | constants)
 
 
 def linear(step: Step) -> list[Dispatch]:
@@ -61,13 +63,14 @@ def linear(step: Step) -> list[Dispatch]:
     T, K = x.shape
     if K > 1 and x.strides[1] != 1 or not all(v.contiguous for v in (gain, residual, *step.outputs) if v):
         raise Unsupported("strided activations")
-    tokens, rows, _ = shape_of(T)
+    tokens, rows = shape_of(T)
     dispatches = []
     for first in range(0, n, WEIGHTS):
         some = range(first, min(first + WEIGHTS, n))
         sizes = [matrices[i][0].shape[0] for i in some]
         tiles = ceil(sizes[0], rows // 2) if epilogue >= GATED else sum(ceil(size, rows) for size in sizes)
-        arguments = {"x": x, "gain": gain, "residual": residual, "p": struct(T, x.strides[0], float(step.floats[0]))}
+        arguments: Arguments = {"x": x, "gain": gain, "residual": residual,
+                                "p": struct(T, x.strides[0], float(step.floats[0]))}
         for j, i in enumerate(some):
             arguments |= named(f"w{j} s{j} b{j}", matrices[i]) | {f"c{j}": biases[i]}
         arguments |= {f"y{j}": y for j, y in enumerate(step.outputs[first:first + WEIGHTS])}

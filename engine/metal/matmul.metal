@@ -4,8 +4,8 @@
 //   matmul  64 x 64 results a threadgroup, 16 of K at a time: 4 simdgroups of 32 x 32, 16 accumulators of 8 x 8 each. The
 //           tiles of a and b are staged as floats, read along the axis on which they lie in a row; what is beyond the edges
 //           is 0. Results leave through 8 x 8 of threadgroup memory for each simdgroup, which guards the edges.
-//   matvec  one row or one column: o[j] = sum_k v[k] m[j][k]. 32 x 8 threads have 8 results, each a simdgroup's, or, BESIDE,
-//           where neighbours of m lie along j, 32 results, whose k they share eight ways.
+//   matvec  few rows or columns, one by one: o[j] = sum_k m[j][k] v[k]. 32 x 8 threads have 8 results, each a simdgroup's, or,
+//           BESIDE, where neighbours of m lie along j, 32 results, whose k they share eight ways.
 #include "common.h"
 
 constant int A [[function_constant(0)]];           // dtypes

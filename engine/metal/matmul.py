@@ -6,17 +6,28 @@ from math import prod
 from .elementwise import code, is_wide, merged, padded
 from .steps import Dispatch, Step, Unsupported, View, ceil, struct
 
-TILE = 64
+TILE, FEW = 64, 4                      # FEW: rows or columns that are done one by one
 
 
 def matmul(step: Step) -> list[Dispatch]:
     (a, b), [o] = step.inputs, step.outputs
-    m, n = o.shape[-2:]
-    if m == 1:                                             # (1, K) @ (K, N): the rows of b's transpose times a
-        return [_dispatch("matvec", _turned(b), _turned(a), _turned(o))]
-    if n == 1:
-        return [_dispatch("matvec", a, b, o)]
-    return [_dispatch("matmul", a, b, o)]
+    if min(o.shape[-2:]) > FEW:
+        return [_dispatch("matmul", a, b, o)]
+    if o.shape[-1] > o.shape[-2]:                          # oᵀ = bᵀ aᵀ: few rows are few columns
+        a, b, o = _turned(b), _turned(a), _turned(o)
+    return [_dispatch("matvec", _spread(a, o.shape[-1]), _columns(b), _columns(o))]
+
+
+def _columns(v: View) -> View:
+    """The columns of (..., M, N) as N matrices (..., N, M, 1)."""
+    *batch, m, n = range(len(v.shape))
+    return View(v.buffer, v.dtype, v.offset, (*(v.shape[i] for i in [*batch, n, m]), 1),
+                (*(v.strides[i] for i in [*batch, n, m]), 0))
+
+
+def _spread(v: View, n: int) -> View:
+    """(..., M, K) as (..., n, M, K), the same n times."""
+    return View(v.buffer, v.dtype, v.offset, (*v.shape[:-2], n, *v.shape[-2:]), (*v.strides[:-2], 0, *v.strides[-2:]))
 
 
 def _turned(v: View) -> View:
@@ -27,7 +38,7 @@ def _turned(v: View) -> View:
 def _dispatch(function: str, a: View, b: View, o: View) -> Dispatch:
     m, k, n = *a.shape[-2:], o.shape[-1]
     shape, strides = merged([View(v.buffer, v.dtype, v.offset, v.shape[:-2], v.strides[:-2]) for v in (a, b, o)])
-    if max(abs(s) for v in (a, b, o) for s in v.strides) >= 2**24:
+    if max(abs(s) for v in (a, b, o) for s in v.strides[-2:]) >= 2**24:
         raise Unsupported("rows too far apart")
     vector = function == "matvec"
     sizes = (1, m, k) if vector else (m, n, k)

@@ -100,7 +100,7 @@ def _assembled(file: str, text: str) -> str:
 @functools.lru_cache(4096)
 def parse(text: str) -> Source:
     """The kernels and function constants of a source; UserError names the line of what Metal would refuse."""
-    text = _without_comments(text)
+    text = without_comments(text)
     constants = [Constant(m[2], m[1], int(m[3])) for m in CONSTANT.finditer(text)]
     for i, constant in enumerate(constants):
         if constant.type not in DATA_TYPES:
@@ -118,7 +118,7 @@ def parse(text: str) -> Source:
     return Source(kernels, {c.name: c for c in constants})
 
 
-def _without_comments(text: str) -> str:
+def without_comments(text: str) -> str:
     """Spaces in their place, so that lines keep their numbers."""
     return COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .linear import Matrix, check_matrices, linear, named, parts_of, product, shape_of
+from .linear import FEW, Matrix, check_matrices, linear, named, parts_of, product, shape_of
 from .steps import FAULT, Dispatch, Step, Unsupported, View, ceil, struct
 
 
@@ -46,7 +46,7 @@ def _gather(x: View, matrix: Matrix, y: View, shape: tuple[int, ...], stored: tu
     check_matrices([matrix])
     if not y.contiguous or K > 1 and x.strides[-1] != 1:
         raise Unsupported("strided activations")
-    tokens, rows, _ = shape_of(max(T, 9) if across else T)      # columns of a matrix meet many tokens or few as one
+    tokens, rows = shape_of(max(T, FEW + 1) if across else T)
     arguments = {"x": x, "y": y, "p": struct(T, x.strides[-2], 0.0), **named("w scales biases", matrix),
                  **named("lhs rhs", indices), "fault": FAULT}
     return [product("gather", arguments, (ceil(N, rows), ceil(T, tokens), products), (K, N), stored, matrix,

@@ -130,7 +130,8 @@ struct Row {
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       const int bin = BINS - 1 - tid;
-      here = atomic_load_explicit(low + bin, memory_order_relaxed) + (ulong(atomic_load_explicit(high + bin, memory_order_relaxed)) << 12);
+      here = ulong(atomic_load_explicit(high + bin, memory_order_relaxed)) << 12;
+      here += atomic_load_explicit(low + bin, memory_order_relaxed);
       if (by_weight) here = shifted(here, exponent((edge << 10 | uint(bin)) << shift));
       values[tid] = here;
       total(here);

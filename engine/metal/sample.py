@@ -1,7 +1,7 @@
 """Sampling: the step sample."""
 from __future__ import annotations
 
-from .steps import Dispatch, Scratch, Step, Unsupported, ceil, struct
+from .steps import Dispatch, Operand, Scratch, Step, Unsupported, ceil, struct
 
 LARGEST = 2**19                               # vocabulary: sums of its weights fit 64 bits
 THREADS = 1024                                # of a row
@@ -21,9 +21,9 @@ def sample(step: Step) -> list[Dispatch]:
     strided = logits, params, ints, history, bias_ids, biases, masks, ids, values
     p = struct(*(view.strides[0] for view in strided))
     constants = dict(V=vocabulary, PARTS=count)
-    arguments = dict(logits=logits, params=params, ints=ints, history=history, bias_ids=bias_ids, biases=biases,
-                     masks=masks, parts=parts, room=Scratch(4 * rows * vocabulary), tokens=tokens, logprobs=logprobs,
-                     ids=ids, values=values, p=p)
-    return [Dispatch("sample", "look", dict(logits=logits, parts=parts, p=p), (count, rows, 1), (256, 1, 1),
-                     constants=constants),
+    first: dict[str, Operand] = dict(logits=logits, parts=parts, p=p)
+    arguments = first | dict(params=params, ints=ints, history=history, bias_ids=bias_ids, biases=biases, masks=masks,
+                             room=Scratch(4 * rows * vocabulary), tokens=tokens, logprobs=logprobs, ids=ids,
+                             values=values)
+    return [Dispatch("sample", "look", first, (count, rows, 1), (256, 1, 1), constants=constants),
             Dispatch("sample", "sample", arguments, (rows, 1, 1), (THREADS, 1, 1), constants=constants)]

@@ -62,6 +62,7 @@ class Step:
     inputs: tuple[View, ...]
     ints: tuple[int, ...] = ()
     floats: tuple[float, ...] = ()
+    longest: int | None = None       # tokens of the longest sequence, where the host knows that they are not more
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,10 @@ class Scratch:
     """Memory between the dispatches of one step. The same object is the same memory."""
 
     nbytes: int
+
+
+FAULT = Scratch(12)                    # one for all steps, 0 before a run: not 0, index, size of the first wrong index
+Operand = View | Scratch | bytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Dispatch:
 
     file: str
     function: str
-    arguments: Mapping[str, View | Scratch | bytes]
+    arguments: Mapping[str, Operand]
     groups: tuple[int, int, int]
     threads: tuple[int, int, int]
     defines: Mapping[str, str | int] = field(default_factory=dict)
@@ -90,8 +95,9 @@ class Dispatch:
 
 
 def struct(*fields: int | float) -> bytes:
-    """A parameter block of 4-byte fields: Python's ints as int, floats as float."""
-    return b"".join(np.float32(f).tobytes() if isinstance(f, float) else np.int32(f).tobytes() for f in fields)
+    """A parameter block of 4-byte fields: Python's ints as int, or uint from 2^31 on, floats as float."""
+    return b"".join(np.float32(f).tobytes() if isinstance(f, float) else int(f).to_bytes(4, "little", signed=f < 2**31)
+                    for f in fields)
 
 
 def ceil(n: int, unit: int) -> int:

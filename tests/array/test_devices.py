@@ -61,6 +61,7 @@ def test_a_device_that_is_not_there_is_named_when_it_is_used(use) -> None:
 def test_the_runtime_of_a_device_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of the table's name is all that another device needs; what runs is chosen for each plan."""
     monkeypatch.setitem(device.RUNTIMES, mx.gpu, "lazulite.engine.cpu")
+    monkeypatch.setenv("LAZULITE_METAL", "emulated")
     assert mx.is_available(mx.gpu) and mx.device_count(mx.gpu) == 1
     x = mx.array([1.0, 2.0])
     y = mx.exp(x, stream=mx.gpu)
@@ -71,6 +72,21 @@ def test_the_runtime_of_a_device_is_found_by_name(monkeypatch: pytest.MonkeyPatc
     assert mx.default_device() == mx.gpu
     with pytest.raises(ValueError, match=r"Device\(gpu, 1\) is not on this machine"):
         mx.set_default_device(mx.Device(mx.gpu, 1))
+
+
+DEFAULTS = [("cpu", "Device(cpu, 0)"), ("gpu", "Device(gpu, 0)"), ("tpu", "DEVICE is 'tpu', wanted cpu or gpu")]
+
+
+@pytest.mark.parametrize(("name", "want"), DEFAULTS)
+def test_the_environment_names_the_default_device(name: str, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_process", {})
+    monkeypatch.setenv("LAZULITE_DEVICE", name)
+    if name == "tpu":
+        with pytest.raises(ValueError, match=want):
+            mx.default_device()
+    else:
+        monkeypatch.setenv("LAZULITE_METAL", "emulated")
+        assert repr(mx.default_device()) == want
 
 
 def test_streams() -> None:

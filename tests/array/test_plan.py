@@ -302,3 +302,12 @@ def test_what_is_nearly_gelu_stays_what_it_is() -> None:
     x = mx.placeholder((64,), mx.float32)
     plan = mx.lower([0.5 * x * (1 + mx.tanh(0.8 * (x + 0.044715 * x * x * x)))], [x])
     assert "tanh" in plan.steps[0].ints
+
+
+def test_small_casts_of_constants_are_made_once():
+    """Norms in bfloat16 are read as float32 by kernels: not by a step in every run."""
+    x, w = mx.placeholder((4, 8), mx.float32), mx.array(np.linspace(0, 2, 8), mx.bfloat16)
+    plan = mx.lower([mx.fast.rms_norm(x, 1 + w.astype(mx.float32), 1e-5)], [x], kernels=KERNELS)
+    assert [s.kernel for s in plan.steps] == ["rms_norm"]
+    folded = mx.Array.of(plan.constants[0])
+    np.testing.assert_array_equal(np.asarray(folded), 1 + np.asarray(w.astype(mx.float32)))

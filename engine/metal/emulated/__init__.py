@@ -8,166 +8,31 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import mmap
-import os
 import re
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import UserError
 from .. import msl
 from ..steps import FAULT, Dispatch, Scratch, Step, View
 from ..vectors import Operand, Vector, bind
+from .compiler import compile_kernels, compile_runtime, sanitizer
 
-FOLDER = Path(__file__).parent
-FLAGS = ["-std=c++17", "-fPIC", "-shared", "-fno-math-errno"]
-KERNELS = ["-O1", "-nostdlib", "-fvisibility=hidden", "-fsigned-char", "-fno-strict-aliasing", "-ffp-contract=off",
-           "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-Werror=vla"]
-SANITIZERS = {"": [], "thread": ["-g", "-fsanitize=thread"],
-              "undefined": ["-g", "-fsanitize=undefined", "-lubsan"]}
-BUILT_IN = {"thread_position_in_grid": "grid", "thread_position_in_threadgroup": "place",
-            "threadgroup_position_in_grid": "group", "threads_per_threadgroup": "size",
-            "threadgroups_per_grid": "groups", "threads_per_grid": "total",
-            "thread_index_in_threadgroup": "t.index", "thread_index_in_simdgroup": "t.index % 32",
-            "simdgroup_index_in_threadgroup": "t.index / 32", "threads_per_simdgroup": "32",
-            "simdgroups_per_threadgroup": "(t.size[0] * t.size[1] * t.size[2] + 31) / 32",
-            "thread_index_in_quadgroup": "t.index % 4", "quadgroup_index_in_threadgroup": "t.index / 4"}
+LIBC = ctypes.CDLL(None)
 PARTIAL = {"scatter"}                         # kernels that write some elements of their output and keep the others
-INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]+<metal_\w+>", re.M)      # metal_stdlib has them all
-ATTRIBUTE = re.compile(r"\[\[\s*\w[^;{}]*?\]\]")
-NAMES = r"\w+\s*(?:\[[^;\]]*\]\s*)*"
-VARIABLE = re.compile(rf"\bthreadgroup\s+([\w:]+(?:<[^;>]*>)?)\s+({NAMES}(?:,\s*{NAMES})*);")
 
-
-# ---------------------------------------------------------------- compiling
-
-def cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lazulite" / "metal"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "c++"))
-
-
-@functools.cache
-def _compiler() -> tuple[list[str], bytes]:
-    """The command, and what changes when the code that it makes does."""
-    command = compiler()
-    try:
-        version = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"the emulated Metal device needs a C++17 compiler; {command[0]}: {error}",
-                        "Install g++, or name another one in CXX.") from None
-    info = Path("/proc/cpuinfo")
-    if info.exists() and " f16c " in info.read_text():
-        command.append("-mf16c")              # half in the processor instead of calls
-    texts = [(FOLDER / name).read_bytes() for name in ("metal_stdlib", "msl.h", "fibers.cpp", "driver.cpp")]
-    return command, b"\0".join([" ".join(command).encode(), version, *texts])
-
-
-def _compile(suffix: str, text: str, *flags: str, file: str = "-") -> Path:
-    """The compiled text (or file), from the cache if it is there. UserError shows the compiler's first errors."""
-    command, identity = _compiler()
-    key = hashlib.sha256(b"\0".join([identity, repr((FLAGS, flags)).encode(), text.encode()])).hexdigest()[:32]
-    path = cache() / f"{key}{suffix}"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=cache()) as folder:
-            made, kind = Path(folder) / path.name, ["-x", "c++-header" if suffix == ".gch" else "c++"]
-            done = subprocess.run([*command, *FLAGS, f"-I{FOLDER}", "-o", made, *kind, file, *flags],
-                                  input=text.encode(), capture_output=True)
-            if done.returncode:
-                raise UserError("the kernel does not compile", _errors(done.stderr.decode()))
-            made.rename(path)
-    return path
-
-
-def _errors(output: str) -> str:
-    lines = output.splitlines()
-    first = [i for i, line in enumerate(lines) if "error:" in line][:5] or [0]
-    return "\n".join(line for i in first for line in lines[i:i + 3])
-
-
-def _sanitizer() -> str:
-    return os.environ.get("LAZULITE_METAL_SANITIZE", "")
-
-
-@functools.cache
-def _header(*flags: str) -> str:
-    """The folder of the precompiled standard library: a tenth of a second less for every kernel."""
-    path = _compile(".gch", "", *flags, file=str(FOLDER / "metal_stdlib"))
-    folder = path.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    link = folder / "metal_stdlib.gch"
-    if not link.exists():
-        link.symlink_to(path)
-    return str(folder)
-
-
-def compile_kernels(text: str) -> Path:
-    """A library of the kernels of a Metal source."""
-    flags = [*KERNELS, *SANITIZERS[_sanitizer()]]
-    return _compile(".so", _cpp(text), *flags, f"-I{_header(*flags)}", "-x", "none", "-lgcc")
-
-
-def _cpp(text: str) -> str:
-    """The same lines as C++, and the tables of msl.h."""
-    source = msl.parse(text)
-    number = iter(range(10**6))
-
-    def variables(match: re.Match[str]) -> str:
-        kind = match[1]
-        out = []
-        for name in re.finditer(r"(\w+)\s*((?:\[[^;\]]*\]\s*)*)(?:,|$)", match[2]):
-            out.append(f"typedef {kind} {name[1]}_type{name[2]}; {name[1]}_type& {name[1]} = "
-                       f"*({name[1]}_type*)msl::lz_threadgroup({next(number)}, sizeof({name[1]}_type));")
-        return " ".join(out)
-
-    body = ATTRIBUTE.sub(lambda m: "\n" * m[0].count("\n"), VARIABLE.sub(variables, INCLUDE.sub("", text)))
-    functions, wrappers = [], []
-    for name, kernel in source.kernels.items():
-        call = ", ".join(_passed(a) for a in kernel.arguments)
-        names = "".join(f'{{"{a.name}", {a.index}}}, ' for a in kernel.buffers.values())
-        wrappers.append(f"static void call_{name}(void** a, const msl::Ids& t) {{ {name}({call}); }}\n"
-                        f"static const msl::Argument arguments_{name}[] = {{{names}{{}}}};\n")
-        functions.append(f'{{"{name}", call_{name}, arguments_{name}}}, ')
-    constants = "".join(f'{{"{c.name}", {c.index}, {msl.DATA_TYPES[c.type]}, sizeof({c.name}), &{c.name}}}, '
-                        for c in source.constants.values())
-    export = 'extern "C" __attribute__((visibility("default"))) const'
-    return (f'#include <metal_stdlib>\n#line 1 "source"\n{body}\n#line 1 "table"\n{"".join(wrappers)}namespace msl {{\n'
-            f'{export} Function lz_functions[] = {{{"".join(functions)}{{}}}};\n'
-            f"{export} Constant lz_constants[] = {{{constants}{{}}}};\n}}\n")
-
-
-def _passed(a: msl.Argument) -> str:
-    if a.attribute == "buffer":
-        return f"({a.type})a[{a.index}]" if a.type.endswith("*") else f"*({a.type[:-1]}*)a[{a.index}]"
-    if a.attribute in msl.POSITIONS:
-        return f"place<{a.type.removeprefix('const ')}>(t.{BUILT_IN[a.attribute]})"
-    return f"{a.type}({BUILT_IN[a.attribute]})"
-
-
-# ---------------------------------------------------------------- the device
 
 def load() -> ctypes.CDLL:
     """The library with objc_msgSend, MTLCreateSystemDefaultDevice and what else a Metal host calls."""
-    return _load(_sanitizer())
+    return _load(sanitizer())
 
 
 @functools.cache
 def _load(sanitizer: str) -> ctypes.CDLL:
-    text = "".join(f'#include "{FOLDER / name}"\n' for name in ("fibers.cpp", "driver.cpp"))
-    define = ["-DTHREAD_SANITIZER"] if sanitizer == "thread" else []
-    path = _compile(".so", text, "-O2", *define, "-x", "none", "-Wl,--no-as-needed", "-lm", "-ldl")
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)     # the kernels' libraries find lz_meet and expf there
+    path = str(compile_runtime(sanitizer))
+    library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)          # the kernels' libraries find lz_meet and expf there
     library.lz_run.restype = ctypes.c_char_p
     library.lz_set_compiler(_compile_for_driver)
     return library
@@ -243,7 +108,7 @@ class Guarded:
         self.end = self.map.ctypes.data + size
         self.bytes = self.map[size - nbytes:size]
         self.bytes[:] = 0xff if data is None else np.frombuffer(data, np.uint8)
-        ctypes.CDLL(None).mprotect(ctypes.c_void_p(self.end), mmap.PAGESIZE, 0)
+        LIBC.mprotect(ctypes.c_void_p(self.end), mmap.PAGESIZE, 0)
 
 
 def run(encode: Callable[[Step], list[Dispatch]], step: Step, buffers: list[np.ndarray], schedule: int = 0) -> None:

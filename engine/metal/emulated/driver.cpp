@@ -1,8 +1,8 @@
 // An Objective-C runtime and a Metal driver with just the messages that a compute host sends. Names, argument types and
 // rules are Metal's; the GPU behind it (fibers.cpp) is as unfriendly as Metal allows: committing only queues, work runs
 // when the host waits (or sometimes when it asks), and dispatches between two barriers run in any order.
-// What Metal calls an error comes as a failed command buffer or an NSError; what would crash there ends the process with
-// a sentence: over-release, a message to a released object, an unknown selector.
+// What Metal calls an error comes as a failed command buffer or an NSError; what would crash there ends the process
+// with a sentence: over-release, a message to a released object, an unknown selector.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -15,7 +15,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <functional>
 #include <map>
 #include <mutex>
 #include <random>
@@ -67,7 +66,7 @@ struct Object {
   std::atomic<long> references{1};
   explicit Object(const char* name);
   virtual ~Object() = default;
-  virtual void end() {}                        // gives its memory back; the object itself stays a while, to be recognised
+  virtual void end() {}                        // gives memory back; the object stays a while, to be recognised
 };
 
 std::map<std::string, Class*>& classes() {
@@ -131,7 +130,9 @@ struct Buffer : Object {
   UInteger length, mapped;                     // mapped: ours to unmap, 0 for memory of the host
   bool untracked;
   Buffer(void* m, UInteger n, UInteger own, UInteger options)
-      : Object("MTLBuffer"), memory((char*)m), length(n), mapped(own), untracked(options & UNTRACKED) { allocated += n; }
+      : Object("MTLBuffer"), memory((char*)m), length(n), mapped(own), untracked(options & UNTRACKED) {
+    allocated += n;
+  }
   void end() override {
     allocated -= length;
     if (mapped) munmap(memory, mapped);
@@ -218,9 +219,9 @@ struct Binding {
 };
 struct Step {
   enum { DISPATCH, BARRIER } kind;
-  Kernel* kernel;
-  Size groups, threads;
-  size_t first, count;                         // of the command buffer's bindings
+  Kernel* kernel = nullptr;
+  Size groups = {}, threads = {};
+  size_t first = 0, count = 0;                 // of the command buffer's bindings
 };
 struct Pass {                                  // what one encoder wrote
   bool concurrent;
@@ -263,7 +264,7 @@ struct Encoder : Object {
 void bind(Encoder* e, UInteger index, Buffer* buffer, UInteger offset) {
   if (index >= BUFFERS) return e->commands->complain(text("buffer index %lu; the highest is %d", index, BUFFERS - 1));
   if (buffer && offset >= buffer->length)
-    e->commands->complain(text("setBuffer:offset:atIndex: offset %lu, and the buffer has %lu bytes", offset, buffer->length));
+    e->commands->complain(text("setBuffer: offset %lu, and the buffer has %lu bytes", offset, buffer->length));
   e->bound[index] = {buffer, offset, int(index)};
 }
 
@@ -385,7 +386,7 @@ SEL selector(const std::string& name) {
 }
 
 template <class R, class S, class... A> void add(const char* owner, const char* name, R (*method)(S*, SEL, A...)) {
-  if (std::count(name, name + strlen(name), ':') != sizeof...(A)) die(text("%s takes %zu arguments", name, sizeof...(A)));
+  if (std::count(name, name + strlen(name), ':') != sizeof...(A)) die(std::string(name) + ": arguments");
   find_class(owner)->methods[selector(name)->number] = (void*)method;
 }
 
@@ -394,70 +395,101 @@ void* find_method(const Class* c, SEL s) {
   return c->methods[s->number] ? c->methods[s->number] : object->methods[s->number];
 }
 
-// A message, what it returns, the receiver's type and the arguments: , type name …
-#define ON(owner, name, result, type, ...) add(owner, name, +[](type* self, SEL __VA_ARGS__) -> result
+// Methods of a class: each a selector, what it returns and its arguments (, type name …), then what it does. "+X" has
+// the messages to X itself.
+#define CLASS(name, type) for (const char* owner = name; owner; owner = nullptr) { using Type = type;
+#define ON(selector, result, ...) add(owner, selector, +[](Type* self, SEL __VA_ARGS__) -> result
+#define IGNORE(selector, ...) add(owner, selector, +[](Type*, SEL, __VA_ARGS__) {})
+#define END }
 
 void register_methods() {
-  // A message to any object, then by class. "+" are messages to the class itself.
-  ON("NSObject", "retain", Object*, Object) { return retain(self); });
-  ON("NSObject", "release", void, Object) { release(self); });
-  ON("NSObject", "autorelease", Object*, Object) { return autoreleased(self); });
-  ON("NSObject", "setLabel:", void, Object, , String*) { });
-  ON("NSObject", "respondsToSelector:", bool, Object, , SEL s) { return find_method(self->isa, s) != nullptr; });
-  ON("+NSString", "stringWithUTF8String:", Object*, Object, , const char* s) { return autoreleased(new String(s)); });
-  ON("NSString", "UTF8String", const char*, String) { return self->value.c_str(); });
-  ON("NSError", "localizedDescription", Object*, Error) { return autoreleased(new String(self->why)); });
-  ON("NSError", "code", long, Error) { return 1; });
-  ON("+MTLCompileOptions", "new", Object*, Object) { return new Plain("MTLCompileOptions"); });
-  ON("MTLCompileOptions", "setLanguageVersion:", void, Object, , UInteger v) { if (v < (3 << 16 | 1)) die("setLanguageVersion: bfloat needs 3.1"); });
-  ON("MTLCompileOptions", "setMathMode:", void, Object, , long) { });
-  ON("MTLCompileOptions", "setMathFloatingPointFunctions:", void, Object, , long) { });
-  ON("MTLCompileOptions", "setFastMathEnabled:", void, Object, , bool) { });
-  ON("+MTLFunctionConstantValues", "new", Object*, Object) { return new Values; });
-  ON("MTLFunctionConstantValues", "setConstantValue:type:withName:", void, Values, , const void* v, UInteger type, String* name) { self->set(v, type, name->value); });
-  ON("+MTLResidencySetDescriptor", "new", Object*, Object) { return new Plain("MTLResidencySetDescriptor"); });
-  ON("MTLDevice", "name", Object*, Object) { return autoreleased(new String("Emulated Metal device")); });
-  ON("MTLDevice", "architecture", Object*, Object) { return autoreleased(new Plain("MTLArchitecture")); });
-  ON("MTLArchitecture", "name", Object*, Object) { return autoreleased(new String("emulated")); });
-  ON("MTLDevice", "maxThreadgroupMemoryLength", UInteger, Object) { return 32 << 10; });
-  ON("MTLDevice", "maxBufferLength", UInteger, Object) { return UInteger(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 2; });
-  ON("MTLDevice", "recommendedMaxWorkingSetSize", UInteger, Object) { return UInteger(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 4 * 3; });
-  ON("MTLDevice", "currentAllocatedSize", UInteger, Object) { return allocated.load(); });
-  ON("MTLDevice", "hasUnifiedMemory", bool, Object) { return true; });
-  ON("MTLDevice", "supportsFamily:", bool, Object, , long family) { return family <= 1007; });
-  ON("MTLDevice", "newBufferWithLength:options:", Object*, Object, , UInteger n, UInteger options) { return new_buffer(n, options); });
-  ON("MTLDevice", "newBufferWithBytesNoCopy:length:options:deallocator:", Object*, Object, , void* p, UInteger n, UInteger options, void*) { return new_buffer_over(p, n, options); });
-  ON("MTLDevice", "newLibraryWithSource:options:error:", Object*, Object, , String* s, Object*, Object** e) { return new_library(s, e); });
-  ON("MTLDevice", "newComputePipelineStateWithFunction:error:", Object*, Object, , Kernel* f, Object**) { return (Object*)new Kernel(*f); });
-  ON("MTLDevice", "newCommandQueue", Object*, Object) { return new Queue; });
-  ON("MTLDevice", "newFence", Object*, Object) { return new Plain("MTLFence"); });
-  ON("MTLDevice", "newResidencySetWithDescriptor:error:", Object*, Object, , Object*, Object**) { return new Plain("MTLResidencySet"); });
-  ON("MTLResidencySet", "addAllocation:", void, Object, , Object*) { });
-  ON("MTLResidencySet", "removeAllocation:", void, Object, , Object*) { });
-  ON("MTLResidencySet", "commit", void, Object) { });
-  ON("MTLResidencySet", "requestResidency", void, Object) { });
-  ON("MTLLibrary", "newFunctionWithName:constantValues:error:", Object*, Library, , String* name, Values* v, Object** e) { return new_function(self, name, v, e); });
-  ON("MTLComputePipelineState", "maxTotalThreadsPerThreadgroup", UInteger, Object) { return 1024; });
-  ON("MTLComputePipelineState", "threadExecutionWidth", UInteger, Object) { return 32; });
-  ON("MTLBuffer", "contents", void*, Buffer) { return self->memory; });
-  ON("MTLBuffer", "length", UInteger, Buffer) { return self->length; });
-  ON("MTLCommandQueue", "addResidencySet:", void, Object, , Object*) { });
-  ON("MTLCommandQueue", "commandBufferWithUnretainedReferences", Object*, Queue) { return autoreleased(new Commands(self)); });
-  ON("MTLCommandBuffer", "computeCommandEncoderWithDispatchType:", Object*, Commands, , UInteger type) { return autoreleased(new Encoder(self, type == 1)); });
-  ON("MTLCommandBuffer", "commit", void, Commands) { commit(self); });
-  ON("MTLCommandBuffer", "waitUntilCompleted", void, Commands) { wait(self); });
-  ON("MTLCommandBuffer", "status", long, Commands) { return status(self); });
-  ON("MTLCommandBuffer", "error", Object*, Commands) { return self->status == FAILED ? autoreleased(new Error(self->error)) : nullptr; });
-  ON("MTLCommandBuffer", "GPUStartTime", double, Commands) { return self->start; });
-  ON("MTLCommandBuffer", "GPUEndTime", double, Commands) { return self->stop; });
-  ON("MTLComputeCommandEncoder", "waitForFence:", void, Encoder, , Object* fence) { self->pass->waits.push_back(fence); });
-  ON("MTLComputeCommandEncoder", "updateFence:", void, Encoder, , Object* fence) { self->pass->updates.push_back(fence); });
-  ON("MTLComputeCommandEncoder", "setComputePipelineState:", void, Encoder, , Kernel* k) { self->kernel = k; });
-  ON("MTLComputeCommandEncoder", "setBuffer:offset:atIndex:", void, Encoder, , Buffer* b, UInteger offset, UInteger i) { bind(self, i, b, offset); });
-  ON("MTLComputeCommandEncoder", "setBytes:length:atIndex:", void, Encoder, , const void* p, UInteger n, UInteger i) { bind_bytes(self, p, n, i); });
-  ON("MTLComputeCommandEncoder", "memoryBarrierWithScope:", void, Encoder, , UInteger) { self->pass->steps.push_back({Step::BARRIER, nullptr, {}, {}, 0, 0}); });
-  ON("MTLComputeCommandEncoder", "dispatchThreadgroups:threadsPerThreadgroup:", void, Encoder, , Size groups, Size threads) { dispatch(self, groups, threads); });
-  ON("MTLComputeCommandEncoder", "endEncoding", void, Encoder) { end_encoding(self); });
+  static const UInteger memory = UInteger(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  CLASS("NSObject", Object)                    // every object's
+    ON("retain", Object*) { return retain(self); });
+    ON("release", void) { release(self); });
+    ON("autorelease", Object*) { return autoreleased(self); });
+    ON("respondsToSelector:", bool, , SEL s) { return find_method(self->isa, s) != nullptr; });
+    IGNORE("setLabel:", String*);
+  END
+  add("+NSString", "stringWithUTF8String:", +[](Object*, SEL, const char* s) { return autoreleased(new String(s)); });
+  add("NSString", "UTF8String", +[](String* self, SEL) { return self->value.c_str(); });
+  add("NSError", "localizedDescription", +[](Error* self, SEL) { return autoreleased(new String(self->why)); });
+  add("+MTLCompileOptions", "new", +[](Object*, SEL) { return new Plain("MTLCompileOptions"); });
+  add("+MTLFunctionConstantValues", "new", +[](Object*, SEL) { return new Values; });
+  add("+MTLResidencySetDescriptor", "new", +[](Object*, SEL) { return new Plain("MTLResidencySetDescriptor"); });
+  add("MTLArchitecture", "name", +[](Object*, SEL) { return autoreleased(new String("emulated")); });
+  CLASS("MTLCompileOptions", Object)
+    ON("setLanguageVersion:", void, , UInteger v) {
+      if (v < (3 << 16 | 1)) die("setLanguageVersion: bfloat needs 3.1"); });
+    IGNORE("setMathMode:", long);
+    IGNORE("setMathFloatingPointFunctions:", long);
+    IGNORE("setFastMathEnabled:", bool);
+  END
+  CLASS("MTLFunctionConstantValues", Values)
+    ON("setConstantValue:type:withName:", void, , const void* value, UInteger type, String* name) {
+      self->set(value, type, name->value); });
+  END
+  CLASS("MTLDevice", Object)
+    ON("name", Object*) { return autoreleased(new String("Emulated Metal device")); });
+    ON("architecture", Object*) { return autoreleased(new Plain("MTLArchitecture")); });
+    ON("maxThreadgroupMemoryLength", UInteger) { return 32 << 10; });
+    ON("maxBufferLength", UInteger) { return memory / 2; });
+    ON("recommendedMaxWorkingSetSize", UInteger) { return memory / 4 * 3; });
+    ON("currentAllocatedSize", UInteger) { return allocated; });
+    ON("hasUnifiedMemory", bool) { return true; });
+    ON("supportsFamily:", bool, , long family) { return family <= 1007; });
+    ON("newBufferWithLength:options:", Object*, , UInteger n, UInteger options) { return new_buffer(n, options); });
+    ON("newBufferWithBytesNoCopy:length:options:deallocator:", Object*, , void* p, UInteger n, UInteger o, void*) {
+      return new_buffer_over(p, n, o); });
+    ON("newLibraryWithSource:options:error:", Object*, , String* s, Object*, Object** e) { return new_library(s, e); });
+    ON("newComputePipelineStateWithFunction:error:", Object*, , Kernel* f, Object**) { return new Kernel(*f); });
+    ON("newCommandQueue", Object*) { return new Queue; });
+    ON("newFence", Object*) { return new Plain("MTLFence"); });
+    ON("newResidencySetWithDescriptor:error:", Object*, , Object*, Object**) { return new Plain("MTLResidencySet"); });
+  END
+  CLASS("MTLResidencySet", Object)
+    IGNORE("addAllocation:", Object*);
+    IGNORE("removeAllocation:", Object*);
+    ON("commit", void) {});
+    ON("requestResidency", void) {});
+  END
+  CLASS("MTLLibrary", Library)
+    ON("newFunctionWithName:constantValues:error:", Object*, , String* name, Values* values, Object** error) {
+      return new_function(self, name, values, error); });
+  END
+  CLASS("MTLComputePipelineState", Kernel)
+    ON("maxTotalThreadsPerThreadgroup", UInteger) { return 1024; });
+    ON("threadExecutionWidth", UInteger) { return 32; });
+  END
+  CLASS("MTLBuffer", Buffer)
+    ON("contents", void*) { return self->memory; });
+    ON("length", UInteger) { return self->length; });
+  END
+  CLASS("MTLCommandQueue", Queue)
+    ON("commandBufferWithUnretainedReferences", Object*) { return autoreleased(new Commands(self)); });
+    IGNORE("addResidencySet:", Object*);
+  END
+  CLASS("MTLCommandBuffer", Commands)
+    ON("computeCommandEncoderWithDispatchType:", Object*, , UInteger type) {
+      return autoreleased(new Encoder(self, type == 1)); });
+    ON("commit", void) { commit(self); });
+    ON("waitUntilCompleted", void) { wait(self); });
+    ON("status", long) { return status(self); });
+    ON("error", Object*) { return self->status == FAILED ? autoreleased(new Error(self->error)) : nullptr; });
+    ON("GPUStartTime", double) { return self->start; });
+    ON("GPUEndTime", double) { return self->stop; });
+  END
+  CLASS("MTLComputeCommandEncoder", Encoder)
+    ON("waitForFence:", void, , Object* fence) { self->pass->waits.push_back(fence); });
+    ON("updateFence:", void, , Object* fence) { self->pass->updates.push_back(fence); });
+    ON("setComputePipelineState:", void, , Kernel* k) { self->kernel = k; });
+    ON("setBuffer:offset:atIndex:", void, , Buffer* b, UInteger offset, UInteger i) { bind(self, i, b, offset); });
+    ON("setBytes:length:atIndex:", void, , const void* p, UInteger n, UInteger i) { bind_bytes(self, p, n, i); });
+    ON("memoryBarrierWithScope:", void, , UInteger) { self->pass->steps.push_back({Step::BARRIER}); });
+    ON("dispatchThreadgroups:threadsPerThreadgroup:", void, , Size groups, Size threads) {
+      dispatch(self, groups, threads); });
+    ON("endEncoding", void) { end_encoding(self); });
+  END
 }
 }  // namespace metal_driver
 

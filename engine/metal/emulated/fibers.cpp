@@ -22,8 +22,10 @@ constexpr int THREADS = 1024, LANES = 32, STACK = 128 << 10, ARENA = 64 << 10, L
 constexpr size_t UNBOUND = size_t(1) << 32;    // bytes of forbidden addresses that stand for one unbound argument
 #ifdef THREAD_SANITIZER
 constexpr int SETS = 2;                        // neighbouring threadgroups share no stack, no fiber and no order
+constexpr bool REUSE = false;                  // of a stack in the same threadgroup
 #else
 constexpr int SETS = 1;
+constexpr bool REUSE = true;
 #endif
 
 enum State { READY, SIMD, BARRIER, DONE };
@@ -39,7 +41,7 @@ struct Lane {
   uint passed;                                 // hash of the collectives without meeting
 };
 struct Simdgroup {
-  int alive, arrived;
+  int alive, arrived, first;                   // first: the lane that arrived first
 };
 
 struct Gpu {
@@ -47,12 +49,12 @@ struct Gpu {
   void** arguments;
   Ids base;
   uint schedule, random;
-  int n, alive, arrived, set, turn;
-  int current;
+  int n, alive, arrived, first, returned;      // threads; those in threadgroup_barrier; the last that returned
+  int current, set, turn;
   Lane lanes[THREADS];
   Simdgroup simdgroups[THREADS / LANES];
-  int ready[THREADS], head, count;
-  char* stacks[SETS * THREADS];                // free ones
+  int queue[THREADS], head, count;             // lanes that can run
+  char* stacks[THREADS];                       // free ones
   int free;
   char* memory;                                // all stacks
   char* arenas;
@@ -65,6 +67,7 @@ struct Gpu {
 thread_local bool inside;                      // this OS thread is the GPU now
 std::mutex busy;
 
+char tsan_begin, tsan_end, tsan_ended[2 * SETS], tsan_simd[THREADS / LANES];       // what orders threads
 #ifdef THREAD_SANITIZER
 extern "C" {
 void* __tsan_get_current_fiber();
@@ -74,7 +77,6 @@ void __tsan_acquire(void*);
 void __tsan_release(void*);
 }
 void* tsan[SETS * THREADS + 1];
-char tsan_begin, tsan_end, tsan_ended[2 * SETS], tsan_simd[THREADS / LANES];
 void acquire(void* order) { __tsan_acquire(order); }
 void release(void* order) { __tsan_release(order); }
 void announce_host() { tsan[SETS * THREADS] = __tsan_get_current_fiber(); }
@@ -84,7 +86,6 @@ void announce(int lane) {
   __tsan_switch_to_fiber(fiber, 1);            // 1: the switch itself orders nothing
 }
 #else
-char tsan_begin, tsan_end, tsan_ended[2 * SETS], tsan_simd[THREADS / LANES];
 void acquire(void*) {}
 void release(void*) {}
 void announce_host() {}
@@ -162,30 +163,23 @@ template <class... Args> [[noreturn]] void fail(const char* format, Args... args
   leave();
 }
 
+int& ready(int i) { return G.queue[(G.head + i) % THREADS]; }
+
 void push(int lane) {
   G.lanes[lane].state = READY;
-  G.ready[(G.head + G.count++) % THREADS] = lane;
+  ready(G.count++) = lane;
 }
 
-// The next lane to run, or -1. Schedule 0: in turn; 1: who was released last, so a simdgroup runs as far as it can
+// The next lane to run, or -1. Schedule 0: in turn; 1: who was released last, so that a simdgroup runs as far as it can
 // before another one begins; more: any.
 int pop() {
   if (!G.count) return -1;
-  if (G.schedule == 0) {
-    const int lane = G.ready[G.head];
-    G.head = (G.head + 1) % THREADS;
-    G.count--;
-    return lane;
-  }
-  int& last = G.ready[(G.head + --G.count) % THREADS];
-  if (G.schedule > 1) {
-    G.random = G.random * 1664525u + 1013904223u;
-    int& any = G.ready[(G.head + (G.random >> 8) % (G.count + 1)) % THREADS];
-    const int lane = any;
-    any = last;
-    return lane;
-  }
-  return last;
+  G.random = G.random * 1664525u + 1013904223u;
+  const int at = G.schedule > 1 ? (G.random >> 8) % G.count : G.schedule ? G.count - 1 : 0, lane = ready(at);
+  G.count--;
+  if (at) ready(at) = ready(G.count);
+  else G.head = (G.head + 1) % THREADS;
+  return lane;
 }
 
 void work();
@@ -193,7 +187,7 @@ void work();
 void resume(int lane, void** save) {
   Lane& l = G.lanes[lane];
   if (!l.top) {
-    l.stack = SETS == 1 ? G.stacks[--G.free] : G.stacks[G.set * THREADS + lane];
+    l.stack = G.stacks[--G.free];
     void** top = (void**)(l.stack + STACK) - FRAME;
     memset(top, 0, FRAME * sizeof *top);
     top[RETURN] = (void*)work;
@@ -213,7 +207,7 @@ void wait() {
   lz_switch(&me.top, G.host);
 }
 
-void check_passed(int simdgroup) {             // lanes of a simdgroup that meet, or end, have passed the same collectives
+void check_passed(int simdgroup) {             // lanes that meet, or end, have passed the same collectives
   const Lane* lanes = G.lanes + simdgroup * LANES;
   for (int i = 1; i < LANES && simdgroup * LANES + i < G.n; i++)
     if (lanes[i].passed != lanes[0].passed)
@@ -221,53 +215,37 @@ void check_passed(int simdgroup) {             // lanes of a simdgroup that meet
            simdgroup * LANES, simdgroup * LANES + i, lanes[i].line);
 }
 
-void fire(int simdgroup) {                     // all are here: compute, and release all but the caller
-  Lane* lanes = G.lanes + simdgroup * LANES;
+void fire(int simdgroup) {                     // all are here: compute, and release them
   void* slots[LANES] = {};
   uint mask = 0;
-  const Lane* first = nullptr;
-  for (int i = 0; i < LANES; i++) {
-    Lane& l = lanes[i];
-    if (simdgroup * LANES + i >= G.n || l.state != SIMD) continue;
-    if (!first) first = &l;
-    if (first->line != l.line || first->combine != l.combine)
-      fail("divergent simdgroup: thread %d is in %s (line %d), thread %d in %s (line %d)", int(first - G.lanes),
-           first->what, first->line, int(&l - G.lanes), l.what, l.line);
+  for (int i = 0; i < LANES && simdgroup * LANES + i < G.n; i++) {
+    const Lane& l = G.lanes[simdgroup * LANES + i];
+    if (l.state != SIMD) continue;
     mask |= 1u << i;
     slots[i] = l.slot;
   }
-  if (first->passed) check_passed(simdgroup);
+  const Lane& one = G.lanes[G.simdgroups[simdgroup].first];
+  if (one.passed) check_passed(simdgroup);
+  if (one.combine) one.combine(slots, mask);
   G.simdgroups[simdgroup].arrived = 0;
-  if (first->combine) first->combine(slots, mask);
   for (int i = 0; i < LANES; i++)
     if (mask >> i & 1) push(simdgroup * LANES + i);
 }
 
-void fire_barrier() {
-  const Lane* first = nullptr;
-  for (int i = 0; i < G.n; i++) {
-    const Lane& l = G.lanes[i];
-    if (l.state == DONE) fail("divergent: thread %d has returned, others wait in threadgroup_barrier (line %d)", i,
-                              first ? first->line : G.lanes[G.current].line);
-    if (!first) first = &l;
-    if (first->line != l.line)
-      fail("divergent threadgroup_barrier: thread %d is in line %d, thread %d in line %d", 0, first->line, i, l.line);
-  }
-  for (int s = 0; s * LANES < G.n; s++) check_passed(s);
-  G.arrived = 0;
-  for (int i = 0; i < G.n; i++) push(i);
+[[noreturn]] void returned(int lane, int waiting) {
+  fail("divergent: thread %d has returned, thread %d waits in threadgroup_barrier (line %d)", lane, waiting,
+       G.lanes[waiting].line);
 }
 
-void finish(int lane) {                        // a GPU thread has returned: the others may have waited for it alone
+void finish(int lane) {                        // a GPU thread has returned: its simdgroup may have waited for it alone
   const int s = lane / LANES;
   Simdgroup& simdgroup = G.simdgroups[s];
   G.lanes[lane].state = DONE;
+  G.returned = lane;
   G.alive--;
+  if (G.arrived) returned(lane, G.first);
   if (!--simdgroup.alive) check_passed(s);
   else if (simdgroup.arrived == simdgroup.alive) fire(s);
-  for (int i = 0; G.arrived && G.arrived == G.alive && i < G.n; i++)
-    if (G.lanes[i].state == BARRIER)
-      fail("divergent: thread %d has returned, thread %d waits in threadgroup_barrier (line %d)", lane, i, G.lanes[i].line);
 }
 
 void work() {                                  // the body of a fiber
@@ -288,14 +266,14 @@ void work() {                                  // the body of a fiber
     const int next = pop();
     if (next < 0) leave();
     char* stack = G.lanes[me].stack;
-    if (!G.lanes[next].top && SETS == 1) {     // stay on this stack
+    void* nowhere;
+    if (REUSE && !G.lanes[next].top) {         // stay on this stack
       G.lanes[next].stack = stack;
       G.lanes[next].top = stack;
       G.current = next;
       continue;
     }
-    if (SETS == 1) G.stacks[G.free++] = stack;
-    void* nowhere;
+    if (REUSE) G.stacks[G.free++] = stack;
     resume(next, &nowhere);
   }
 }
@@ -309,7 +287,8 @@ void on_signal(int number, siginfo_t* info, void*) {
     raise(number);
     return;
   }
-  if (number == SIGFPE) fail("integer division by zero in thread %d of threadgroup (%u, %u, %u)", G.current, g[0], g[1], g[2]);
+  if (number == SIGFPE)
+    fail("integer division by zero in thread %d of threadgroup (%u, %u, %u)", G.current, g[0], g[1], g[2]);
   while (a->name && size_t(a->index) != at / UNBOUND) a++;
   if (G.unbound <= (char*)info->si_addr && a->name)
     fail("argument %s (index %d) is not bound, and thread %d of threadgroup (%u, %u, %u) uses it", a->name, a->index,
@@ -339,16 +318,15 @@ void begin(uint group, uint total) {           // a threadgroup
   G.turn = group % (2 * SETS);
   G.alive = G.n;
   G.arrived = G.head = G.count = 0;
-  G.used = 0;
+  G.used = G.free = 0;
   memset(G.variables, 0, sizeof G.variables);
   memset(G.simdgroups, 0, sizeof G.simdgroups);
   for (int i = 0; i < G.n; i++) {
     G.simdgroups[i / LANES].alive++;
     G.lanes[i] = Lane{};
-    G.ready[G.count++] = i;
+    ready(G.count++) = i;
+    G.stacks[G.free++] = G.memory + size_t(STACK) * (G.set * THREADS + i);
   }
-  G.free = SETS * THREADS;
-  for (int i = 0; i < (SETS == 1 ? G.n : 0); i++) G.stacks[THREADS - G.n + i] = G.memory + size_t(STACK) * i;
 }
 
 void describe_stuck() {
@@ -360,7 +338,8 @@ void describe_stuck() {
   }
   snprintf(G.error, sizeof G.error, "stuck: thread %d waits in %s (line %d)", int(a - G.lanes), a->what, a->line);
   const size_t end = strlen(G.error);
-  if (b) snprintf(G.error + end, sizeof G.error - end, ", thread %d in %s (line %d)", int(b - G.lanes), b->what, b->line);
+  if (!b) return;
+  snprintf(G.error + end, sizeof G.error - end, ", thread %d in %s (line %d)", int(b - G.lanes), b->what, b->line);
 }
 
 struct Signals {                               // faults of kernels come to on_signal while a kernel runs
@@ -398,13 +377,18 @@ void lz_pass(int line) {
 
 void lz_meet(void* slot, void (*combine)(void**, uint), const char* what, int line) {
   Lane& me = G.lanes[G.current];
-  const int s = G.current / LANES;
+  Simdgroup& simdgroup = G.simdgroups[G.current / LANES];
+  if (!simdgroup.arrived) simdgroup.first = G.current;
+  const Lane& first = G.lanes[simdgroup.first];
+  if (simdgroup.arrived && (first.line != line || first.combine != combine))
+    fail("divergent simdgroup: thread %d is in %s (line %d), thread %d in %s (line %d)", simdgroup.first, first.what,
+         first.line, G.current, what, line);
   me.slot = slot;
   me.combine = combine;
   me.what = what;
   me.line = line;
   me.state = SIMD;
-  if (++G.simdgroups[s].arrived == G.simdgroups[s].alive) fire(s);
+  if (++simdgroup.arrived == simdgroup.alive) fire(G.current / LANES);
   wait();
 }
 
@@ -420,8 +404,17 @@ void lz_threadgroup_barrier(int line) {
   me.what = "threadgroup_barrier";
   me.line = line;
   me.state = BARRIER;
+  if (!G.arrived) G.first = G.current;
+  if (G.lanes[G.first].line != line)
+    fail("divergent threadgroup_barrier: thread %d is in line %d, thread %d in line %d", G.first, G.lanes[G.first].line,
+         G.current, line);
+  if (G.alive < G.n) returned(G.returned, G.current);
   release(&G.arrived);
-  if (++G.arrived == G.alive) fire_barrier();
+  if (++G.arrived == G.n) {
+    for (int s = 0; s * LANES < G.n; s++) check_passed(s);
+    G.arrived = 0;
+    for (int i = 0; i < G.n; i++) push(i);
+  }
   wait();
   acquire(&G.arrived);
 }
@@ -429,24 +422,25 @@ void lz_threadgroup_barrier(int line) {
 void lz_multiply(void* operands, int line) {
   const auto multiply = [](void** slots, uint mask) {
     if (mask != ~0u) fail("simdgroup_multiply needs all 32 lanes (line %d)", G.lanes[G.current].line);
-    float a[8][8], b[8][8], c[8][8];
-    for (int lane = 0; lane < LANES; lane++) {
-      const float* p = (const float*)slots[lane];
-      const int quad = lane / 4, row = (quad & 4) + lane / 2 % 4, column = (quad & 2) * 2 + lane % 2 * 2;
-      for (int i = 0; i < 2; i++) a[row][column + i] = p[i], b[row][column + i] = p[2 + i], c[row][column + i] = p[4 + i];
-    }
+    float m[4][8][8];                          // a, b, c, result
+    const auto each = [&](int first, int last, void (*copy)(float& of_lane, float& of_matrix)) {
+      for (uint lane = 0; lane < LANES; lane++)
+        for (int which = first; which < last; which++)
+          for (int i = 0; i < 2; i++)
+            copy(((float**)slots)[lane][2 * which + i], m[which][matrix_row(lane)][matrix_column(lane) + i]);
+    };
+    each(0, 3, [](float& of_lane, float& of_matrix) { of_matrix = of_lane; });
+    for (int i = 0; i < 64; i++) m[3][i / 8][i % 8] = m[2][i / 8][i % 8];
     for (int i = 0; i < 8; i++)
       for (int k = 0; k < 8; k++)
-        for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
-    for (int lane = 0; lane < LANES; lane++) {
-      const int quad = lane / 4, row = (quad & 4) + lane / 2 % 4, column = (quad & 2) * 2 + lane % 2 * 2;
-      for (int i = 0; i < 2; i++) ((float*)slots[lane])[6 + i] = c[row][column + i];
-    }
+        for (int j = 0; j < 8; j++) m[3][i][j] += m[0][i][k] * m[1][k][j];
+    each(3, 4, [](float& of_lane, float& of_matrix) { of_lane = of_matrix; });
   };
   lz_meet(operands, multiply, "simdgroup_multiply", line);
 }
 
 void* lz_threadgroup(int variable, ulong size) {   // one for each place in the source; 0xff bytes: NaN, huge or -1
+  if (variable >= VARIABLES) fail("more than %d threadgroup variables", VARIABLES);
   void*& at = G.variables[variable];
   if (!at) {
     at = G.arenas + G.set * ARENA + G.used;
@@ -476,8 +470,11 @@ const char* lz_run(const Function* function, void** arguments, const uint* group
   G.random = schedule * 2654435761u + 12345;
   G.n = int(n);
   G.error[0] = 0;
-  for (int i = 0; i < 3; i++) G.base.groups[i] = groups[i], G.base.size[i] = threads[i], G.base.total[i] = groups[i] * threads[i];
-  for (int i = 0; SETS > 1 && i < SETS * THREADS; i++) G.stacks[i] = G.memory + size_t(STACK) * i;
+  for (int i = 0; i < 3; i++) {
+    G.base.groups[i] = groups[i];
+    G.base.size[i] = threads[i];
+    G.base.total[i] = groups[i] * threads[i];
+  }
   Signals signals;
   announce_host();
   release(&tsan_begin);

@@ -27,6 +27,10 @@ struct Function {
   const Argument* arguments;                   // ends with a null name
 };
 
+// Where a lane has its two elements of an 8 x 8 matrix: side by side, in Apple's order.
+inline uint matrix_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+inline uint matrix_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
+
 extern "C" {
 extern const Function lz_functions[];          // of a kernel library; both end with a null name
 extern const Constant lz_constants[];

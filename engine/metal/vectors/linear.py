@@ -121,13 +121,13 @@ def vectors() -> Iterator[Vector]:
             K = columns(format, group, groups)
             yield make(f"{format}-{group}-{dtype}-{T}x{sizes[0]}x{K}", T, sizes, K, format, group, dtype)
     for format, group, dtype in ((0, 0, "bfloat16"), (4, 64, "bfloat16"), (FP4, 32, "uint8")):
-        for T in (1, 5, 33):
+        for T in (1, 9, 33):
             for epilogue, sizes in enumerate(([9, 1, 70], [17], [37, 37], [5, 5], [64, 64], [8, 8])):
                 for norm, bias in ((False, False), (True, True)) if epilogue < 3 else ((True, False),):
                     id = f"epilogue{epilogue}{'-norm' * norm}{'-bias' * bias}-{format}-{T}x{sizes[0]}"
                     yield make(id, T, sizes, 128 if format else 50, format, group, dtype, norm=norm, bias=bias,
                                epilogue=epilogue)
-    for T in (0, 8, 9, 64):
+    for T in (0, 8, 9, 15, 17, 64):
         yield make(f"tokens-{T}", T, [5], 20)
     for T in (1, 2, 40):
         yield make(f"strided-{T}", T, [65], 32, 4, 32, gap=5)

@@ -9,7 +9,7 @@ import numpy as np
 from . import Operand, Vector, rounded, zeros
 
 SHAPES = [(2, 2, 1), (7, 9, 33), (64, 64, 16), (65, 70, 40), (33, 130, 17), (0, 5, 3), (4, 3, 0)]      # M, N, K
-THIN = [(1, 77, 300), (77, 1, 300), (1, 1, 5), (1, 8, 1000), (40, 1, 3)]
+THIN = [(1, 77, 300), (77, 1, 300), (1, 1, 5), (1, 8, 1000), (40, 1, 3), (3, 70, 33), (41, 4, 70), (4, 4, 9)]
 HALVES = [("float16", "float32", "float32"), ("bfloat16", "bfloat16", "float32"), ("bfloat16", "float16", "bfloat16"),
           ("float32", "bfloat16", "float16")]
 # float32: rounding of K products and sums; else half a unit in the last place of the result, at most 4 sqrt(K) large

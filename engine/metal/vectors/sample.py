@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ...array.paged import INTS, PARAMS, TOP
 from . import Vector
 
-DEFAULT = {"temperature": 1.0, "top_p": 1.0, "repetition": 1.0}
+PARAMS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")       # columns of params and ints
+INTS = ("top_k", "seed", "seed_high", "counter", "history_length", "prompt_length", "sequence", "biases", "masked",
+        "likeliest", "target")
+TOP = 20
+Row = dict[str, Any]                           # settings by name; bias: {token: bias}, allowed: tokens
+DEFAULT: Row = {"temperature": 1.0, "top_p": 1.0, "repetition": 1.0}
 HISTORY = [3, 4, 4, 5, 3, 5, 5, 5, 9]
 NEAR = 1e-6
 # sums of float32 exponentials, and the last bit of a logit of size 30
 TOLERANCE = [0, 1e-5, 0, 1e-5]
-
-Row = dict[str, Any]                           # settings by name; bias: {token: bias}, allowed: tokens
 
 
 def _edited(z: np.ndarray, row: Row) -> np.ndarray:
@@ -112,11 +114,11 @@ DRAWS: list[Row] = [
     {"allowed": range(100, 171), "top_p": 0.9}, {"temperature": 0.05, "top_p": 0.99}, {"top_k": 299},
     {"allowed": [0, 31, 32, 63, 299], "bias": {31: 2.0, 5: 100.0}, "temperature": 1.5, "repetition": 1.2},
 ]
-PENALTIES: list[Row] = [row | {"temperature": 0} for row in (
+CHOICES: list[Row] = [
     {}, {"repetition": 3.0, "history_length": 9}, {"repetition": 3.0, "history_length": 2},
     {"presence": 5.5, "history_length": 9}, {"frequency": 2.0, "history_length": 9, "prompt_length": 4},
     {"bias": {9: 100.0}}, {"allowed": [4, 6]}, {"allowed": []}, {"allowed": [3], "bias": {3: -np.inf}},
-    {"target": 7}, {"target": 1, "temperature": 2.0})]
+    {"target": 7}, {"target": 1, "temperature": 2.0}]
 
 
 def vectors() -> Iterator[Vector]:
@@ -138,7 +140,7 @@ def vectors() -> Iterator[Vector]:
     yield _vector("draw-equal", np.zeros(1 << 12), [{"counter": c, "seed": s, "seed_high": h} for c, s, h in (
         (0, 0, 0), (1, 2, 3), (words, words, words), (7, 0, 9))])
     z = np.array([2.0, 1.9, 1.0, 3.0, 2.5, 2.8, -1.0, 0.5, 0.0, -3.0])
-    yield _vector("penalties", z, PENALTIES)
+    yield _vector("choices", z, [{"temperature": 0} | row for row in CHOICES])
     for vocabulary, n in ((1000, 20), (20, 20), (300, 7), (3, 3)):
         z = np.round(rng.standard_normal((2, vocabulary)), 1)
         yield _vector(f"likeliest-V{vocabulary}-{n}", z, [{"likeliest": n, "counter": 3}, {
