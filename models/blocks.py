@@ -101,10 +101,12 @@ class Block(nn.Module):
         for name in filter(None, norms):
             setattr(self, name, norm(config.hidden_size, config.rms_norm_eps))
 
-    def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
+    def __call__(self, x: mx.Array, context: nn.Context, lean: bool = False) -> mx.Array:
+        """lean: what is between the MLP's input and its result is computed again for a gradient."""
         before, after, before_mlp, after_mlp = (getattr(self, name) if name else _same for name in self._norms)
         x = x + self._scaled(after(getattr(self, self._path)(before(x), context)))
-        return x + self._scaled(after_mlp(self.mlp(before_mlp(x))))
+        feed = lambda x: self._scaled(after_mlp(self.mlp(before_mlp(x))))  # noqa: E731
+        return x + (mx.checkpoint(feed) if lean else feed)(x)
 
     def _scaled(self, x: mx.Array) -> mx.Array:
         return x if self.residual == 1.0 else x * self.residual
@@ -130,7 +132,7 @@ class Decoder(nn.Module):
     norm: Norm = nn.RMSNorm
     qk_norm = False
     softcap = 0.0                    # of the logits
-    checkpointed = 0                 # so many first blocks are computed again for a gradient, and keep only their input
+    checkpointed = 0                 # so many MLPs are computed again for a gradient; beyond all of them, whole blocks
 
     def __init__(self, config: Config):
         self.config = config
@@ -200,9 +202,10 @@ class Decoder(nn.Module):
     def hidden(self, tokens: mx.Array, context: nn.Context) -> mx.Array:
         """tokens (T) to what the last block returns (T, C)."""
         x = self.embed(tokens, context)
+        whole = self.checkpointed - len(self.model.layers)
         for i, layer in enumerate(self.model.layers):
-            block = partial(layer, context=context)
-            x = mx.checkpoint(block)(x) if i < self.checkpointed else block(x)
+            block = partial(layer, context=context, lean=max(0, whole) <= i < self.checkpointed)
+            x = mx.checkpoint(block)(x) if i < whole else block(x)
         return x
 
     def loss(self, tokens: mx.Array, targets: mx.Array, context: nn.Context) -> mx.Array:

@@ -23,9 +23,9 @@ class Cohere2Config(Config):
 
 
 class Parallel(Block):
-    def __call__(self, x: mx.Array, context: nn.Context) -> mx.Array:
+    def __call__(self, x: mx.Array, context: nn.Context, lean: bool = False) -> mx.Array:
         h = self.input_layernorm(x)
-        return x + self.self_attn(h, context) + self.mlp(h)
+        return x + self.self_attn(h, context) + (mx.checkpoint(self.mlp) if lean else self.mlp)(h)
 
 
 class Model(Decoder):

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .dtypes import Dtype, bool_
-from .node import Dim, Node, Shape, Value, check_symbolic, contiguous_strides, no_value, show, toposort
+from .node import Dim, Node, Shape, Value, check_symbolic, contiguous_strides, no_value, show
 from .plan import Plan, PlanStep, Storage, View, nbytes, runtime
-from .primitives import ELEMENTWISE, elementwise_class
+from .primitives import elementwise_class
 from .rewrites import rewrite
+from .schedule import schedule
 
 ALIGN = 64
 MAX_DIMS, MAX_INPUTS, MAX_REGISTERS = 8, 8, 64
-CHEAP = {name.partition(":")[0] for names in ELEMENTWISE.values() for name in names.split()} | {"astype"}
 DEFERRED = "deferred"                # returned by a row's `lower` whose inputs are read by a later step
 
 
@@ -21,50 +21,6 @@ def lower_values(outputs: list[Value], inputs: list[Value], donate: Iterable[Val
     stand_ins = {v: v.stand_in() for v in inputs if v.buffer is not None or v.node is not None}
     outputs = rewrite(outputs, runtime().kernels if kernels is None else kernels, stand_ins)
     return Lowering(outputs, [stand_ins.get(v, v) for v in inputs], [stand_ins.get(v, v) for v in donate]).run()
-
-
-def early(order: list[Node]) -> list[Node]:
-    """The order with each product that is much smaller than what it reads as soon as that is there: what gradients of
-    weights read does not stay in memory until the optimizer asks for all of them."""
-    readers: dict[Node, list[Node]] = {}
-    missing: dict[Node, int] = {}
-    for node in filter(_shrinks, order):
-        made = _sources(node)
-        missing[node] = len(made)
-        for source in made:
-            readers.setdefault(source, []).append(node)
-    done: dict[Node, None] = {}
-
-    def emit(node: Node) -> None:
-        for v in node.inputs:                              # what was too cheap to be a source
-            if v.node is not None and v.node not in done:
-                emit(v.node)
-        done[node] = None
-        for reader in readers.get(node, ()):
-            missing[reader] -= 1
-            if not missing[reader] and reader not in done:
-                emit(reader)
-
-    for node in order:
-        if node not in done:
-            emit(node)
-    return list(done)
-
-
-def _sources(node: Node, depth: int = 8) -> set[Node]:
-    """The nodes behind the inputs, through movements and short elementwise chains."""
-    found: set[Node] = set()
-    for before in {v.node for v in node.inputs if v.node is not None}:
-        cheap = before.primitive.view is not None or before.primitive.name in CHEAP
-        found |= _sources(before, depth - 1) if cheap and depth else {before}
-    return found
-
-
-def _shrinks(node: Node) -> bool:
-    if node.primitive.name != "matmul":
-        return False
-    [result] = node.values()
-    return any(nbytes(v.shape, v.dtype) > 8 * nbytes(result.shape, result.dtype) for v in node.inputs)
 
 
 class Group:
@@ -95,9 +51,7 @@ class Lowering:
     """Walks the graph once, in order. A row's `lower` asks for views of inputs, places its results and adds steps."""
 
     def __init__(self, outputs: list[Value], inputs: list[Value], donate: Iterable[Value]):
-        self.order = early(toposort(outputs))
-        self.uses: Counter[Value] = Counter(v for node in self.order for v in node.inputs)
-        self.uses.update(outputs)
+        self.order, self.uses, self.later = schedule(outputs)
         self.views: dict[Value, View] = {}
         self.scalars: dict[Value, float] = {}             # all elements are this number: in memory only if need be
         self.open: dict[Value, Group] = {}
@@ -265,8 +219,12 @@ class Lowering:
     # the whole graph
 
     def run(self) -> Plan:
+        seen: set[Node] = set()
         for node in self.order:
             assert node.primitive.lower is not None
+            if node in seen:
+                self._forget(node)
+            seen.add(node)
             if node.primitive.lower(self, node) is not DEFERRED:
                 for v in node.inputs:
                     self.release(v)
@@ -275,6 +233,15 @@ class Lowering:
         views = [v for s in self.steps for v in (*s.outputs, *s.inputs)] + self.inputs + outputs
         dims = list(dict.fromkeys(s for v in views for s in v.shape if isinstance(s, Dim)))
         return Plan(self.steps, self.inputs, outputs, self.constants, dims, plan_arena(self.steps))
+
+    def _forget(self, node: Node) -> None:
+        """Before it is computed a second time."""
+        for value in node.values():
+            for group in dict.fromkeys(self.open.values()):
+                if value in group.inputs or self.open.get(value) is group:
+                    self.flush(group)
+            self.views.pop(value, None)
+            self.uses[value] = self.later[value]
 
     def _output(self, value: Value, index: int, taken: set[int]) -> View:
         """An output has memory of its own, row-major; only on a donated input it stays where it is."""

@@ -527,6 +527,13 @@ def _lower_matmul(lo: Lowering, node: Node) -> None:
     lo.step("matmul", [out], [a.broadcast((*batch, *a.shape[-2:])), b.broadcast((*batch, *b.shape[-2:]))])
 
 
+def _lower_add_product(lo: Lowering, node: Node) -> None:
+    c, *factors = node.inputs
+    a, b = (_unit_stride(lo, lo.view(v)) for v in factors)
+    lo.step("add_product", [out := lo.update(c)], [a, b])
+    lo.place(node.values()[0], out)
+
+
 def _unit_stride(lo: Lowering, view: View) -> View:
     """matmul reads any strides of the last two axes, as long as one of them is 1."""
     last = tuple(1 if s == 1 else t for s, t in zip(view.shape[-2:], view.strides[-2:], strict=True))
@@ -612,6 +619,7 @@ def _lower_linear(lo: Lowering, node: Node) -> None:
 
 
 row("linear", _linear_rule, _lower_linear, kernel="linear")
+row("add_product", lambda c, a, b: [(c.shape, c.dtype)], _lower_add_product, kernel="add_product")  # c + a b
 
 
 from . import ops as operations  # noqa: E402  (ops needs the table above, its rules need ops)

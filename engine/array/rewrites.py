@@ -15,7 +15,7 @@ from .primitives import EPILOGUES, TABLE, size_of
 from .quantized import FLOATS
 
 LINEAR_BITS, LINEAR_GROUPS, LINEAR_WEIGHTS = (1, 2, 3, 4, 5, 6, 8), (16, 32, 64, 128), 8  # what the kernel takes
-MANY_ROWS = 64
+MANY_ROWS, THIN = 64, 32
 CALLS = ("checkpoint", "custom_function")                  # functions of a node, which transformations alone see as one
 Replacement = dict[Value, Value] | None
 
@@ -88,20 +88,27 @@ def walk(graph: Graph, roots: tuple[str, ...], rule: Callable[..., Replacement])
 
 
 def fold(outputs: list[Value]) -> None:
-    """Computes what follows from constants alone, unless the result takes more memory than they do: it becomes one."""
+    """Computes what follows from constants alone: it becomes one, unless it takes more memory than they do and is no
+    vector, as a norm's weight is."""
     from .evaluate import eval
     known: set[Value] = set()
+    plain: set[Value] = set()                              # Python's numbers, seen as arrays of any shape
     wanted: set[Value] = set(outputs)
     for node in toposort(outputs):
-        leaves = [v for v in node.inputs if v.buffer is not None or v in known]
-        others = [v for v in node.inputs if v.buffer is None and v not in known]
         results = node.values()
-        if (leaves and all(v.node is not None and v.node.primitive.name == "constant" for v in others)
-                and sum(nbytes(v.shape, v.dtype) for v in results) <= sum(nbytes(v.shape, v.dtype) for v in leaves)):
+        leaves = [v for v in node.inputs if v.buffer is not None or v in known]
+        fixed = all(v.buffer is not None or v in known or v in plain for v in node.inputs)
+        if not leaves and fixed and (node.primitive.name == "constant" or node.primitive.view is not None):
+            plain.update(results)
+        elif leaves and fixed and (all(len(v.shape) < 2 for v in results) or _memory(results) <= _memory(leaves)):
             known.update(results)
         else:
             wanted.update(leaves)
     eval([Array.of(v) for v in known & wanted])
+
+
+def _memory(values: list[Value]) -> int:
+    return sum(nbytes(v.shape, v.dtype) for v in values)
 
 
 def common(graph: Graph, node: Node, old: Node) -> Replacement:
@@ -365,22 +372,34 @@ def loss_with_gradient(graph: Graph, node: Node, old: Node) -> Replacement:
     return dict(zip(old.values(), made.values(), strict=False))
 
 
-def needs_linear(rule: Callable[..., Replacement]) -> Callable[..., Replacement]:
-    return lambda graph, node, old: rule(graph, node, old) if "linear" in graph.kernels else None
+def thin_product(graph: Graph, node: Node, old: Node) -> Replacement:
+    """c + a b, of few columns of a: as it is made it is added to c, which takes as long as to read and write c."""
+    for y, c in (node.inputs, node.inputs[::-1]):
+        product = graph.once(y, "matmul")
+        if product and len(y.shape) == 2 and y.dtype is float32 and not any(isinstance(s, Dim) for s in y.shape):
+            a, b = product.inputs
+            if a.shape[1] <= THIN and y.shape[0] >= MANY_ROWS and a.dtype is b.dtype is float32:
+                return {old.values()[0]: apply(TABLE["add_product"], c, a, b)[0]}
+    return None
+
+
+def needs(kernel: str, rule: Callable[..., Replacement]) -> Callable[..., Replacement]:
+    return lambda graph, node, old: rule(graph, node, old) if kernel in graph.kernels else None
 
 
 REWRITES: list[tuple[str, tuple[str, ...], Callable[..., Replacement]]] = [
     ("the same once", (), common),
     ("x * sigmoid(x) is silu", ("multiply",), silu),
     ("0.5 x (1 + tanh(…)) is gelu_tanh", ("multiply",), gelu),
-    ("quantized_matmul is linear", ("_quantized_matmul",), needs_linear(quantized_linear)),
+    ("quantized_matmul is linear", ("_quantized_matmul",), needs("linear", quantized_linear)),
     ("loss and gradient in one", ("_linear_cross_entropy", "linear_cross_entropy_grad"), loss_with_gradient),
     ("a product under a transpose", ("transpose",), turned_product),
-    ("matmul with a transposed weight is linear", ("matmul",), needs_linear(dense_linear)),
+    ("matmul with a transposed weight is linear", ("matmul",), needs("linear", dense_linear)),
     ("flat x of several linears once", ("reshape",), common),
     ("linear + bias", ("add",), add_bias),
     ("linears of one x are one", ("linear",), merge),
     ("rms_norm before linear", ("linear",), norm_prologue),
     ("linear + residual", ("add",), add_residual),
     ("act(gate) * up after linear", ("multiply",), gate),
+    ("c + a b of few columns of a", ("add",), needs("add_product", thin_product)),
 ]

@@ -41,10 +41,25 @@ def product(isa, a, b, dtype="float32", out="float32", a_columns=False, b_column
 def test_shapes(isa, dtype):
     rng = np.random.default_rng(0)
     shapes = [(1, 1, 1), (2, 3, 4), (1, 200, 33), (200, 1, 33), (3, 70, 64), (97, 130, 515), (6, 64, 16), (5, 17, 1030)]
-    for m, n, k in [*shapes, (0, 3, 2), (3, 2, 0)]:
+    for m, n, k in [*shapes, (8, 600, 40), (70, 7, 100), (0, 3, 2), (3, 2, 0)]:
         for flags in range(8):
             a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
             product(isa, a, b, dtype, dtype if dtype == "float64" else "float32", flags & 1, flags & 2, flags & 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 8, 576), (50, 8, 100), (64, 32, 33), (13, 0, 20), (1, 1, 1)])
+def test_a_thin_product_is_added(isa, threads, shape):
+    """To rows that may be part of a wider matrix, by factors in either order of memory."""
+    threads(2)
+    rng = np.random.default_rng(4)
+    m, k, n = shape
+    for flags in range(4):
+        a, b = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (k, n)))
+        o = rng.standard_normal((m, n + 3)).astype(np.float32)
+        rest, wanted = o[:, n:].copy(), o[:, :n] + a.astype(np.float64) @ b
+        cpu.call("add_product", [o[:, :n]], [laid(a, flags & 1), laid(b, flags & 2)], isa=isa)
+        np.testing.assert_allclose(o[:, :n], wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(o[:, n:], rest)
 
 
 @pytest.mark.parametrize("out", ["float32", "float16", "bfloat16"])

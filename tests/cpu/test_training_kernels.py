@@ -57,7 +57,7 @@ def head_reference(x, targets, matrix, cap):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, bfloat16, (4, 32, "affine"), (8, 32, "mxfp8")], ids=str)
-@pytest.mark.parametrize("t, v", [(1, 40), (37, 70), (130, 2500), (600, 333)])
+@pytest.mark.parametrize("t, v", [(1, 40), (37, 70), (130, 2500), (600, 333), (2100, 40)])
 def test_linear_cross_entropy(isa, rng, kind, t, v):
     """In chunks of rows (600), with slices of classes (2,500), and a whole chunk without targets (of 37)."""
     number, group, arrays = 0, 0, []

@@ -220,3 +220,26 @@ def test_the_order_is_each_row_once_an_epoch() -> None:
     assert all(sorted(epoch) == sorted(r.place for r in rows) for epoch in epochs) and len(set(map(tuple, epochs))) == 3
     assert [r.place for r in data.Order(rows, 3, position=10).take(4)] == epochs[1][3:]
     assert [r.place for r in data.Order(rows, 4).take(7)] != epochs[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 30, 64, 500])
+def test_groups_fill_their_tokens(tokens) -> None:
+    """Each row once, no group above its tokens or its number of rows unless it is one row, and little room left."""
+    lengths = np.random.default_rng(tokens).integers(1, 40, 300).tolist()
+    found = data.groups(lengths, tokens)
+    assert sorted(place for group in found for place in group) == list(range(300))
+    sums = [sum(lengths[place] for place in group) for group in found]
+    assert all(n <= tokens and len(g) <= tokens // data.SHORT or len(g) == 1 for n, g in zip(sums, found, strict=True))
+    if tokens == 500:
+        assert sum(sums) / len(sums) > 0.9 * tokens
+
+
+def test_an_order_of_groups_goes_on_where_it_was() -> None:
+    rows = [row(3 + i % 7, str(i)) for i in range(50)]
+    order = data.Order(rows, 3, tokens=32)
+    count = order.batches()
+    epoch = [order.take(1) for _ in range(count)]
+    assert sorted(r.place for group in epoch for r in group) == sorted(r.place for r in rows)
+    assert max(sum(len(r.tokens) for r in group) for group in epoch) <= 32 and order.position == 50
+    again = data.Order(rows, 3, position=sum(map(len, epoch[:4])), tokens=32)
+    assert [[r.place for r in again.take(1)] for _ in range(2)] == [[r.place for r in group] for group in epoch[4:6]]

@@ -90,12 +90,13 @@ def test_killed_at_random_moments_it_ends_the_same(tiny, folder) -> None:
         assert found[name] == value, (name, step, replaced)
 
 
-def test_ctrl_c_saves_and_resume_goes_on(pairs, tiny, letters, folder) -> None:
-    session(pairs, tiny, letters, folder, adapter=str(folder / "whole")).run()
-    first = session(pairs, tiny, letters, folder)
+@pytest.mark.parametrize("tokens", [0, 64])
+def test_ctrl_c_saves_and_resume_goes_on(tokens, pairs, tiny, letters, folder) -> None:
+    session(pairs, tiny, letters, folder, adapter=str(folder / "whole"), batch_tokens=tokens).run()
+    first = session(pairs, tiny, letters, folder, batch_tokens=tokens)
     first.run(lambda: first.progress.step == 3)
     assert state.read(folder / "out").step == 3
-    session(pairs, tiny, letters, folder, resume=True).run()
+    session(pairs, tiny, letters, folder, batch_tokens=tokens, resume=True).run()
     found, wanted = (result(folder / name) for name in ("out", "whole"))
     found["events"] = [event for event in found["events"] if event not in wanted["events"]]
     assert not found["events"]

@@ -2,16 +2,17 @@
 // gradient of x, dx = (softmax - one hot) w, in one pass.
 //   in: x (T, C) f32, targets (T) i32, w (V, C) floats or codes, scales, [biases]      out: loss (T) f32, [dx (T, C) f32]
 //   ints [format (0: floats), group, fast]; floats [softcap]
-// A row whose target is -1 has loss 0 and dx 0 and is not computed. Logits of some rows at a time are in memory, at most
-// BUDGET bytes, so that w is expanded once for hundreds of rows. They become the gradient where they lie, as bf16 if that is
-// what is multiplied, and meet w again in slices of columns, whose panels fit the second-level cache.
+// A row whose target is -1 has loss 0 and dx 0 and is not computed. Logits are computed twice, in slices of columns: once for the
+// largest and the sum of exponentials of each row, and once to become the gradient where they lie, as bf16 if that is what is
+// multiplied, and to meet their slice of w again. So few are in memory that w is expanded three times for ROWS rows, which
+// costs less than the second product saves.
 #include "product.h"
 
 LZ_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int64_t BUDGET = 48 << 20, SLICE = 2048;
+constexpr int64_t ROWS = 2048, SLICE = 2048;
 
 struct Head {
   View x, targets, w, scales, biases, loss, dx;
@@ -23,12 +24,10 @@ struct Head {
         group(s.ints[1]), fast(s.ints[2]), gradient(s.n_out == 2), softcap((float)s.floats[0]) {
     scales = s.in[format ? 3 : 2], biases = s.in[1 + parts_of(format)];
   }
-  int64_t rows() const {  // that have their logits in memory
-    const int64_t most = BUDGET / 4 / V / 32 * 32, some = most < 32 ? 32 : most > 512 ? 512 : most;
-    return least(round_up(T, 32), some);
-  }
+  int64_t rows() const { return least(round_up(T, 32), ROWS); }  // that are computed together
+  int64_t columns(int64_t v) const { return least(V - v, SLICE); }
   int32_t target(int64_t t) const { return targets.as<int32_t>()[t * targets.strides[0]]; }
-  bool halves() const { return HALVES && fast; }  // the gradient of the logits
+  bool halves() const { return HALVES && fast; }  // x and the gradient of the logits
 #if defined(__AVX512BF16__)
   static constexpr bool HALVES = true;
 #else
@@ -67,38 +66,52 @@ View matrix(void* data, int64_t rows, int64_t columns, int64_t step, int dtype =
 // The workspace of all threads.
 struct Space {
   int64_t *order, *count;          // rows with a target, and their number
-  float *x, *dx, *logits;          // of some rows, gathered
-  char* packed;
+  float *dx, *logits, *top, *total, *picked;  // of some rows: the gradient, a slice of logits, their largest, Σ exp(logit - top), the target's
+  char *x, *packed;
   Space(const Head& h, char* at) {
     const int64_t R = h.rows();
     const auto take = [&](int64_t bytes) { char* p = at; at += round_up(bytes, 64); return p; };
     order = (int64_t*)take((h.T + 1) * 8), count = order + h.T;
-    x = (float*)take(R * h.C * 4), dx = (float*)take(R * h.C * 4), logits = (float*)take(R * round_up(h.V, LANES) * 4);
+    x = take(R * h.C * 4), dx = (float*)take(R * h.C * 4), logits = (float*)take(R * SLICE * 4);
+    top = (float*)take(R * 12), total = top + R, picked = total + R;
     packed = at;
   }
 };
 
-// logits of one row -> its loss, and where they lie the gradient, as bf16 if `half`. Up to whole lanes p may be written.
-float settle(float* p, int64_t n, int32_t target, float cap, bool gradient, bool half) {
+void gather(const float* from, int64_t n, bool half, char* to) {
+  if (half) over(n, LZ_LAMBDA2(k, m) {
+    uint16_t bits[LANES];
+    put_as(bits, get(from + k, m));
+    memcpy(to + k * 2, bits, m * 2);
+  });
+  else memcpy(to, from, n * 4);
+}
+// n logits of a row, up to whole lanes of which may be written, -> p, and what is known of the row
+void tally(float* p, int64_t n, int64_t target, float cap, float* top, float* total, float* picked) {
   const int64_t end = round_up(n, LANES);
   for (int64_t k = n; k < end; k++) p[k] = 0;
   for (int64_t k = 0; cap && k < end; k += LANES) store(p + k, tanh(loadf(p + k) / cap) * cap);
   for (int64_t k = n; k < end; k++) p[k] = -__builtin_inff();
-  f32x top = splat(-__builtin_inff()), total = {};
-  for (int64_t k = 0; k < end; k += LANES) top = maxf(top, loadf(p + k));
-  const float most = max_of(top), picked = p[target];
-  for (int64_t k = 0; k < end; k += LANES) total += exp(loadf(p + k) - most);
-  const float lse = most + log(splat(sum(total)))[0], bend = cap ? 1 / (cap * cap) : 0;
-  const auto slope = [&](f32x v) { return exp(v - lse) * (1 - v * v * bend); };
-  const float at_target = slope(splat(picked))[0] - (1 - picked * picked * bend);
+  f32x most = splat(*top), sums = {};
+  for (int64_t k = 0; k < end; k += LANES) most = maxf(most, loadf(p + k));
+  const float now = max_of(most);
+  for (int64_t k = 0; k < end; k += LANES) sums += exp(loadf(p + k) - now);
+  *total = *total * exp(splat(*top - now))[0] + sum(sums), *top = now;
+  if (target >= 0 && target < n) *picked = p[target];
+}
+// n logits of a row -> their gradient, where they lie, as bf16 if `half`
+void slopes(float* p, int64_t n, int64_t target, float cap, float lse, bool half) {
+  const float bend = cap ? 1 / (cap * cap) : 0;
   uint16_t* to = (uint16_t*)p;     // never ahead of what is read
-  for (int64_t k = 0; gradient && k < n; k += LANES) {
-    f32x v = slope(loadf(p + k));
-    if (target >= k && target < k + LANES) v[target - k] = at_target;
-    if (half) put_as(to + k, v);
-    else put_as(p + k, v);
+  for (int64_t k = 0; k < n; k += LANES) {
+    f32x v = loadf(p + k);
+    if (cap) v = tanh(v / cap) * cap;
+    f32x slope = exp(v - lse);
+    if (target >= k && target < k + LANES) slope[target - k] -= 1;
+    slope *= 1 - v * v * bend;
+    if (half) put_as(to + k, slope);
+    else put_as(p + k, slope);
   }
-  return lse - picked;
 }
 
 void run(const Step& s, Team& team) {
@@ -118,23 +131,33 @@ void run(const Step& s, Team& team) {
   Team inner = team;
   inner.shared = space.packed;
   tiles_begin();
-  const int64_t wide = round_up(h.V, LANES);
   for (int64_t first = 0, n; first < *space.count; first += n) {
     n = least(*space.count - first, h.rows());
-    const int64_t* order = space.order + first;
+    const int64_t *order = space.order + first, size = h.halves() ? 2 : 4;
     int64_t begin, end;
     team.part(n, 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) memcpy(space.x + i * h.C, h.x.as<float>() + order[i] * h.x.strides[0], h.C * 4);
-    team.barrier();
-    h.product(matrix(space.logits, n, h.V, wide), matrix(space.x, n, h.C, h.C), 0, true, false, inner);
     for (int64_t i = begin; i < end; i++) {
-      float* loss = h.loss.as<float>() + order[i] * h.loss.strides[0];
-      *loss = settle(space.logits + i * wide, h.V, h.target(order[i]), h.softcap, h.gradient, h.halves());
+      gather(h.x.as<float>() + order[i] * h.x.strides[0], h.C, h.halves(), space.x + i * h.C * size);
+      space.top[i] = -__builtin_inff(), space.total[i] = 0;
     }
     team.barrier();
+    // f(a row's logits from v on, their number, the row, its target from there)
+    const auto over_logits = [&](int64_t v, auto f) {
+      h.product(matrix(space.logits, n, h.columns(v), SLICE), matrix(space.x, n, h.C, h.C, h.halves() ? LZ_BF16 : LZ_F32), v, true, false, inner);
+      for (int64_t i = begin; i < end; i++) f(space.logits + i * SLICE, h.columns(v), i, h.target(order[i]) - v);
+      team.barrier();
+    };
+    for (int64_t v = 0; v < h.V; v += SLICE)
+      over_logits(v, [&](float* p, int64_t many, int64_t i, int64_t target) {
+        tally(p, many, target, h.softcap, space.top + i, space.total + i, space.picked + i);
+      });
+    for (int64_t i = begin; i < end; i++) {
+      space.top[i] += log(splat(space.total[i]))[0];
+      h.loss.as<float>()[order[i] * h.loss.strides[0]] = space.top[i] - space.picked[i];
+    }
     for (int64_t v = 0; h.gradient && v < h.V; v += SLICE) {
-      char* slopes = (char*)space.logits + v * (h.halves() ? 2 : 4);
-      const View a = matrix(slopes, n, least(h.V - v, SLICE), h.halves() ? 2 * wide : wide, h.halves() ? LZ_BF16 : LZ_F32);
+      over_logits(v, [&](float* p, int64_t many, int64_t i, int64_t target) { slopes(p, many, target, h.softcap, space.top[i], h.halves()); });
+      const View a = matrix(space.logits, n, h.columns(v), SLICE * 4 / size, h.halves() ? LZ_BF16 : LZ_F32);
       h.product(matrix(space.dx, n, h.C, h.C), a, v, false, v > 0, inner);
     }
     for (int64_t i = begin; h.gradient && i < end; i++) memcpy(h.dx.as<float>() + order[i] * h.dx.strides[0], space.dx + i * h.C, h.C * 4);
@@ -145,9 +168,9 @@ void run(const Step& s, Team& team) {
 
 size_t shared(const Step& s, int) {
   const Head h(s);
-  const int64_t R = h.rows(), slice = least(h.V, SLICE);
-  const size_t logits = h.product_bytes(matrix(0, R, h.V, h.V), matrix(0, R, h.C, h.C), true);
-  const size_t back = h.product_bytes(matrix(0, R, h.C, h.C), matrix(0, R, slice, slice, h.halves() ? LZ_BF16 : LZ_F32), false);
+  const int64_t R = h.rows(), kind = h.halves() ? LZ_BF16 : LZ_F32;
+  const size_t logits = h.product_bytes(matrix(0, R, h.columns(0), SLICE), matrix(0, R, h.C, h.C, kind), true);
+  const size_t back = h.product_bytes(matrix(0, R, h.C, h.C), matrix(0, R, h.columns(0), SLICE, kind), false);
   return (Space(h, nullptr).packed - (char*)nullptr) + (logits > back ? logits : back);
 }
 size_t local(const Step&, int) { return Floats<float>::LOCAL; }

@@ -17,6 +17,7 @@ LZ_KERNEL(softmax)            // norm.cpp
 LZ_KERNEL(rms_norm)           // norm.cpp
 LZ_KERNEL(layer_norm)         // norm.cpp
 LZ_KERNEL_AMX(matmul)         // matmul.cpp
+LZ_KERNEL_AMX(add_product)    // matmul.cpp
 LZ_KERNEL_AMX(quantized_matmul) // quantized_matmul.cpp
 LZ_KERNEL_AMX(linear_cross_entropy) // linear_cross_entropy.cpp
 LZ_KERNEL(quantize)           // quantize.cpp

@@ -5,6 +5,9 @@
 // The plain loop: for m, n: o[m][n] = sum_k a[m][k] b[k][n]. The fast one is product.h's. Of many small matrices each thread
 // packs for itself. A vector times a matrix reads the matrix once, as it lies, and so does
 // a matrix times a few columns.
+//
+// add_product: o (M, N) += a (M, K) b (K, N), all f32 and K small, o's rows as they lie. ints [], floats []: o is read and written
+// once, row after row, and nothing else is in memory.
 #include "product.h"
 
 LZ_NAMESPACE_BEGIN
@@ -52,18 +55,19 @@ template <int M> void add_rows(const Matrix& b, int64_t K, int64_t n, int64_t co
   f(b, K, n, columns, x, ldx, y);
 }
 
-// At most 4 rows of a: b is read once, as it lies. What is left of its columns after whole lanes is a unit like any other.
+// At most 4 rows of a, or 8 where b's rows lie as they are: b is read once, as it lies. What is left of its columns after whole
+// lanes is a unit like any other.
 void few_rows(const Product& p, Team& team) {
   const int64_t ldx = round_up(p.K, LANES), share = round_up(p.N / (2 * team.size) + 1, LANES), wide = least(share, WIDE);
   const int64_t blocks = (p.N + wide - 1) / wide, M = p.M;
-  float *x = (float*)team.local, *y = x + 4 * ldx;  // y[4][WIDE]
+  float *x = (float*)team.local, *y = x + 8 * ldx;  // y[8][WIDE]
   for (int64_t i; (i = team.take(1)) < blocks * p.batches;) {
     const Matrix a = p.left(i / blocks), b = p.right(i / blocks), o = p.matrix(p.o, i / blocks);
     const int64_t n = i % blocks * wide, columns = least(p.N - n, wide), whole = columns / LANES * LANES;
-    memset(x, 0, 4 * ldx * 4);
+    memset(x, 0, 8 * ldx * 4);
     for (int64_t m = 0; m < M; m++) pack(a, m, 0, 1, p.K, x + m * ldx, ldx);
     if (b.column == 1) {
-      (M == 1 ? add_rows<1> : M == 2 ? add_rows<2> : add_rows<4>)(b, p.K, n, whole, x, ldx, y);
+      (M == 1 ? add_rows<1> : M == 2 ? add_rows<2> : M <= 4 ? add_rows<4> : add_rows<8>)(b, p.K, n, whole, x, ldx, y);
       for (int64_t m = 0; m < M; m++) write_row(o, m, n, y + m * WIDE, whole);
     } else {
       const auto dots = M == 1 ? dense_rows<1> : M == 2 ? dense_rows<2> : dense_rows<4>;
@@ -78,7 +82,7 @@ void few_rows(const Product& p, Team& team) {
 
 bool few(const Product& p) {
   const Matrix b = p.right(0);
-  return p.M <= 4 && b.dtype != LZ_F64 && (b.column == 1 || b.row == 1) && p.K > 0 && p.K <= FEW_K;
+  return (b.column == 1 ? p.M <= 8 : b.row == 1 && p.M <= 4) && b.dtype != LZ_F64 && p.K > 0 && p.K <= FEW_K;
 }
 
 // A thin b: its columns are packed as rows by every thread, and each row of a, which is read once, as it lies, meets all.
@@ -147,7 +151,7 @@ size_t shared(const Step& s, int) {
 size_t local(const Step& s, int) {
   const Product p(s);
   if (thin(p)) return THIN_BYTES + THIN * LANES * 4;
-  const int64_t unit = s.out->dtype == LZ_F64 ? Floats<double>::LOCAL : Floats<float>::LOCAL, rows = 16 * (round_up(p.K, LANES) + WIDE);
+  const int64_t unit = s.out->dtype == LZ_F64 ? Floats<double>::LOCAL : Floats<float>::LOCAL, rows = 32 * (round_up(p.K, LANES) + WIDE);
   return p.K > FEW_K || rows < unit ? unit : rows;
 }
 
@@ -162,9 +166,44 @@ const char* check(const Step& s) {
   return doubles || (is_real(o.dtype) && is_real(a.dtype) && is_real(b.dtype)) ? 0 : "wants float32, float16 and bfloat16, or only float64";
 }
 
+// MR rows of o from t on
+template <int MR> void add_to(const Matrix& o, const Matrix& a, const Matrix& b, int64_t K, int64_t N, int64_t t) {
+  const float *x = (const float*)a.at(t, 0), *w = (const float*)b.data;
+  float* y = (float*)o.at(t, 0);
+  const int64_t wide = N / 64 * 64, lanes = N / LANES * LANES;
+  float_tile<MR>(w, b.row, K, x, a.row, y, true, o.row, (int)wide, a.column);
+  float_tile<MR, LANES / W>(w + wide, b.row, K, x, a.row, y + wide, true, o.row, (int)(lanes - wide), a.column);
+  for (int64_t m = 0; m < MR; m++)
+    for (int64_t n = lanes; n < N; n++)
+      for (int64_t k = 0; k < K; k++) y[m * o.row + n] += x[m * a.row + k * a.column] * w[k * b.row + n];
+}
+void run_add(const Step& s, Team& team) {
+  const auto matrix = [](const View& v) { return Matrix{v.data, v.dtype, v.strides[0], v.strides[1]}; };
+  const Matrix o = matrix(s.out[0]), a = matrix(s.in[0]);
+  Matrix b = matrix(s.in[1]);
+  const int64_t M = s.out->shape[0], N = s.out->shape[1], K = s.in[0].shape[1];
+  if (b.column != 1) {
+    pack(b, 0, 0, K, N, (float*)team.local, round_up(N, LANES));
+    b = {team.local, LZ_F32, round_up(N, LANES), 1};
+  }
+  int64_t t, end;
+  team.part(M, FLOAT_MR, &t, &end);
+  for (; t + FLOAT_MR <= end; t += FLOAT_MR) add_to<FLOAT_MR>(o, a, b, K, N, t);
+  for (; t < end; t++) add_to<1>(o, a, b, K, N, t);
+}
+size_t local_add(const Step& s, int) { return (s.in[0].shape[1] + 8) * round_up(s.out->shape[1], LANES) * 4; }
+const char* check_add(const Step& s) {
+  const char* wrong = check(s);
+  if (wrong) return wrong;
+  for (int i = 0; i < 3; i++)
+    if (s.out[i].ndim != 2 || s.out[i].dtype != LZ_F32) return "wants float32 matrices";
+  return s.out->shape[1] > 1 && s.out->strides[1] != 1 ? "wants an output whose columns are neighbours" : nullptr;
+}
+
 }  // namespace
 
-extern const Kernel matmul;
+extern const Kernel matmul, add_product;
 const Kernel matmul = {"matmul", run, shared, local, check};
+const Kernel add_product = {"add_product", run_add, nullptr, local_add, check_add};
 
 LZ_NAMESPACE_END

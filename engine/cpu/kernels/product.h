@@ -196,6 +196,7 @@ template <class T> Matrix staged(const Matrix& m, int64_t r, int64_t c, int64_t 
 template <class T> struct Floats {
   typedef float Item;  // what codes become
   static bool reads(int) { return true; }
+  static bool converts(const Matrix&, int64_t, int64_t) { return false; }
   static constexpr int DTYPE = sizeof(T) == 4 ? LZ_F32 : LZ_F64, NB = PANEL_BYTES / sizeof(T), ROWS = 48, ITEM = sizeof(T), TALL = MB;
   static constexpr int64_t LOCAL = ((MB + 8) * KC + (KC + 8) * NB + MB * NB) * ITEM;
   static int64_t depth(int64_t K) { return round_up(K, 64) + 8; }
@@ -255,6 +256,7 @@ template <class T> struct Floats {
 struct Pairs {
   typedef uint16_t Item;
   static bool reads(int dtype) { return dtype == LZ_BF16; }
+  static bool converts(const Matrix& a, int64_t rows, int64_t n) { return a.dtype == LZ_F32 && a.column == 1 && rows == ROWS && n % 32 == 0; }
   static constexpr int NB = 64, ROWS = 32, ITEM = 2, TALL = 512;  // b is read again for every strip of TALL rows
   static bool takes(const Product& p) { return p.M > 4 && p.a.dtype == LZ_BF16 && p.b.dtype == LZ_BF16; }
   static int64_t depth(int64_t K) { return round_up(K, 32); }
@@ -293,6 +295,13 @@ struct Pairs {
     for (int64_t i = k; i < k + n; i += 32)
       for (int r = 0; r < ROWS; r += 16) {
         char* block = to + i / 32 * 2048 + r * 64;
+        if (a.dtype == LZ_F32) {
+          for (int j = 0; j < 16; j++) {
+            const float* x = (const float*)a.at(m + r + j, i);
+            store(block + j * 64, _mm512_cvtne2ps_pbh((__m512)loadf(x + 16), (__m512)loadf(x)));
+          }
+          continue;
+        }
         if (a.column == 1 && i + 32 <= K && r + 16 <= rows) {
           for (int j = 0; j < 16; j++) memcpy(block + j * 64, a.at(m + r + j, i), 64);
           continue;
@@ -306,13 +315,24 @@ struct Pairs {
         }
       }
   }
+  // y[32][32] (+)= acts panel, or 16 rows of it
 #if defined(__AMX_BF16__)
-  static constexpr auto tile = amx_tile<false>;
+  static void tile(const uint32_t* panel, const char* acts, int64_t K, float* y, int64_t ldy, bool add, bool half = false) {
+    if (half) return amx_tile<false>(panel, K, acts, true, 0, y, add);
+    load_c(y, ldy * 4, add);
+    for (int64_t k = 0; k < K; k += 32, panel += 512, acts += 2048) {
+      _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 256, 64);
+      _tile_loadd(4, acts, 64); _tile_loadd(5, acts + 1024, 64);
+      _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+    store_c(y, ldy * 4);
+  }
 #else
-  static void tile(const uint32_t* panel, int64_t K, const char* acts, bool, int64_t, float* y, bool add) {  // as amx_tile
+  static void tile(const uint32_t* panel, const char* acts, int64_t K, float* y, int64_t ldy, bool add, bool = false) {
     for (int m = 0; m < 32; m += 8) {
       vf acc[8][2];
-      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { acc[i][v] = add ? loadf(y + (m + i) * 32 + v * 16) : vf{}; }); });
+      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { acc[i][v] = add ? loadf(y + (m + i) * ldy + v * 16) : vf{}; }); });
       const uint32_t* w = panel;
       const int32_t* x = (const int32_t*)acts + m * 16;
       for (int64_t k = 0; k < K; k += 32, w += 512, x += 512)
@@ -324,7 +344,7 @@ struct Pairs {
             acc[i][1] = (vf)_mm512_dpbf16_ps((__m512)acc[i][1], a, w1);
           });
         }
-      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { store(y + (m + i) * 32 + v * 16, acc[i][v]); }); });
+      unrolled<8>(LZ_LAMBDA(i) { unrolled<2>(LZ_LAMBDA(v) { store(y + (m + i) * ldy + v * 16, acc[i][v]); }); });
     }
   }
 #endif
@@ -332,9 +352,15 @@ struct Pairs {
     float* y = (float*)u.local;  // [32][32]
     for (int64_t c = 0; c < u.columns; c += 32)
       for (int64_t r = 0; r < u.rows; r += 32) {
-        const int64_t rows = least(u.rows - r, 32), columns = least(u.columns - c, 32);
+        const int64_t rows = least(u.rows - r, 32), columns = least(u.columns - c, 32), K = depth(u.K);
+        const uint32_t* b = (const uint32_t*)(u.b_packed + c * K * 2);
+        const char* a = u.a_packed + r * K * 2;
+        if (rows == 32 && columns == 32 && u.o.dtype == LZ_F32 && u.o.column == 1) {
+          tile(b, a, K, (float*)u.o.at(u.m + r, u.n + c), u.o.row, u.add);
+          continue;
+        }
         if (u.add) LZ_ISA::pack(u.o, u.m + r, u.n + c, rows, columns, y, 32);
-        tile((const uint32_t*)(u.b_packed + c * depth(u.K) * 2), depth(u.K), u.a_packed + r * depth(u.K) * 2, rows <= 16, 0, y, u.add);
+        tile(b, a, K, y, 32, u.add, rows <= 16);
         write_block(u.o, u.m + r, u.n + c, rows, columns, y, 32);
       }
   }
@@ -348,6 +374,7 @@ struct Pairs {
 struct Triples {
   typedef float Item;
   static bool reads(int dtype) { return dtype == LZ_F32; }
+  static bool converts(const Matrix&, int64_t, int64_t) { return false; }
   static constexpr int NB = 64, ROWS = 32, ITEM = 6, TALL = MB, PLANE = 2048, BLOCK = 3 * PLANE;
   static constexpr int64_t DEPTH = 512;  // of a tile: 96 KB of each operand
   static bool takes(const Product& p) {
@@ -504,7 +531,7 @@ template <class Kind> void together(const Kind*, const Product& p, Team& team) {
           for (; begin < end; begin++) {
             const int64_t r = begin / pieces * ROWS, k = begin % pieces * PIECE;
             const int64_t tall = least(rows - r, ROWS), deep = least(p.K - k, PIECE);
-            const Matrix a = Kind::reads(u.a.dtype) ? u.a : staged(u.a, m + r, k, tall, deep, (Item*)team.local);
+            const Matrix a = Kind::reads(u.a.dtype) || Kind::converts(u.a, tall, deep) ? u.a : staged(u.a, m + r, k, tall, deep, (Item*)team.local);
             Kind::pack_a(a, p.K, m + r, tall, k, deep, a_at + r * packed.row);
           }
         }
