@@ -1,12 +1,12 @@
 """Fine-tuning SmolLM2-135M, rank 8 on all linear layers: tokens a second and peak memory, beside PEFT.
 
-    python bench/lora.py [--rounds 5] [--steps 3] [--rows 40] [--threads 2] [--arms speed memory packing] [--log]
+    python bench/lora.py [--rounds 5] [--steps 3] [--groups 6] [--threads 2] [--arms speed memory packing] [--log]
 
 speed    4 rows of 256 tokens a step: ours on the 4-bit base, PEFT in bfloat16 on the same weights, in turns
 memory   the largest resident size of a process that does nothing else but such steps; and with rows of 2,048 tokens,
-         every block checkpointed
-packing  supervised tokens a second on alpaca_en_demo, 4 rows a step: rows one after another, and the same rows padded
-         to the longest of the four, rounded up to 32, as other trainers do
+         every block computed again for the gradient
+packing  supervised tokens a second on alpaca_en_demo: rows of some batches of 1,536 tokens (`--batch-tokens 1536`), and
+         the same rows by four in file order, padded to the longest of the four, rounded up to 32, as other trainers do
 
 Every arm is a process of its own. The arms of one table wait for each other and take turns, a few steps each, so that
 they see the same neighbours; medians of the rounds. What is compiled is compiled before the first turn.
@@ -27,16 +27,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
+TOKENS = 1536                          # of a packed batch: four padded rows are 1,600
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Turn = Callable[[], tuple[int, int]]   # trains some steps: tokens, supervised tokens
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (table, options)
     "Lazulite, 4-bit base": ("speed", dict(kind="ours", rows=4, length=256)),
-    "the same, 24 of 30 blocks checkpointed": ("speed", dict(kind="ours", rows=4, length=256, checkpoint=24)),
+    "the same, MLPs computed again": ("speed", dict(kind="ours", rows=4, length=256, checkpoint=30)),
     "PEFT, bfloat16": ("speed", dict(kind="peft", rows=4, length=256)),
     "4 × 256": ("memory", dict(kind="ours", rows=4, length=256)),
-    "4 × 256, 24 blocks checkpointed": ("memory", dict(kind="ours", rows=4, length=256, checkpoint=24)),
-    "4 × 256, all blocks checkpointed": ("memory", dict(kind="ours", rows=4, length=256, checkpoint=30)),
-    "1 × 2,048, all blocks checkpointed": ("memory", dict(kind="ours", rows=1, length=2048, checkpoint=30)),
+    "4 × 256, MLPs computed again": ("memory", dict(kind="ours", rows=4, length=256, checkpoint=30)),
+    "4 × 256, blocks computed again": ("memory", dict(kind="ours", rows=4, length=256, checkpoint=60)),
+    "1 × 2,048, blocks computed again": ("memory", dict(kind="ours", rows=1, length=2048, checkpoint=60)),
     "4 × 256, PEFT, bfloat16": ("memory", dict(kind="peft", rows=4, length=256)),
     "packed": ("packing", dict(kind="alpaca", padded=False)),
     "padded": ("packing", dict(kind="alpaca", padded=True)),
@@ -102,21 +103,26 @@ def peft(rows: int, length: int, steps: int, folder: str, threads: int, **_: Any
     return turn
 
 
-def alpaca(padded: bool, rows: int, **_: Any) -> Turn:
-    """All batches of 4 of the first rows, in file order."""
+def alpaca(padded: bool, groups: int, **_: Any) -> Turn:
+    """The rows of the first groups that are full, packed or by four in file order."""
     import numpy as np
 
     from lazulite.lora import data
 
     it, tokenizer = trainer()
-    found = data.Encoder(tokenizer, 2048).rows(data.samples(DATA / "alpaca_en_demo.json")[:rows])
-    fours = [found[i:i + 4] for i in range(0, len(found), 4)]
+    found = data.Encoder(tokenizer, 2048).rows(data.samples(DATA / "alpaca_en_demo.json"))
+    places = data.groups([len(row.tokens) for row in found], TOKENS)[:groups]
     if padded:
-        fours = [[pad(row, -(-max(len(r.tokens) for r in four) // 32) * 32) for row in four] for four in fours]
-    sizes = data.rooms(sum(len(row.tokens) for row in four) for four in fours)
-    batches = [data.pack(four, sizes, 4) for four in fours]
+        ordered = sorted(place for group in places for place in group)
+        places = [ordered[i:i + 4] for i in range(0, len(ordered), 4)]
+    rows = [[found[place] for place in group] for group in places]
+    if padded:
+        rows = [[pad(row, -(-max(len(r.tokens) for r in group) // 32) * 32) for row in group] for group in rows]
+    sizes = data.rooms((sum(len(row.tokens) for row in group) for group in rows), cost=0 if padded else 4000)
+    most = 4 if padded else TOKENS // data.SHORT
+    batches = [data.pack(group, sizes, most) for group in rows]
     for size in sizes:
-        lengths = np.array([size, 0, 0, 0], np.int32)
+        lengths = np.array([size] + [0] * (most - 1), np.int32)
         it.plan(data.Batch(np.zeros(size, np.int32), np.full(size, -1, np.int32), lengths, ()))
 
     def turn() -> tuple[int, int]:
@@ -202,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
-    parser.add_argument("--rows", type=int, default=40, help="of alpaca_en_demo")
+    parser.add_argument("--groups", type=int, default=6, help="batches of alpaca_en_demo")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arms", nargs="*", default=["speed", "memory", "packing"])
     parser.add_argument("--log", action="store_true", help="append the tables to bench/LOG.md")
@@ -217,8 +223,7 @@ def main() -> None:
         common = {"folder": f"{folder}/model", "steps": args.steps, "threads": args.threads}
         lines = []
         for table in args.arms:
-            extra = {"rows": args.rows} if table == "packing" else {}
-            for line in [*measure(table, args.rounds, {**common, **extra}), ""]:
+            for line in [*measure(table, args.rounds, {**common, "groups": args.groups}), ""]:
                 print(line, flush=True)
                 lines.append(line)
     if args.log:

@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..engine.errors import UserError
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 IGNORED = -1                           # the target of a token that is not supervised
+OPEN, SHORT = 16, 8                    # groups that still take rows, and the fewest tokens that a row counts
 
 
 class Sample(NamedTuple):
@@ -420,24 +422,63 @@ def filled(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
         yield group
 
 
+def groups(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Places of rows in groups of at most `tokens` tokens, or of one row: each joins the fullest open group that has
+    room for it. A row counts as SHORT tokens at least, so that a group has at most tokens / SHORT rows."""
+    open_: list[tuple[int, list[int]]] = []                # room, places
+    closed = []
+    for place, length in enumerate(lengths):
+        need = max(SHORT, length)
+        fits = [group for group in open_ if group[0] >= need]
+        group = min(fits, key=lambda g: g[0], default=(tokens, []))
+        if fits:
+            open_.remove(group)
+        elif len(open_) == OPEN:
+            fullest = min(open_, key=lambda g: g[0])
+            open_.remove(fullest)
+            closed.append(fullest[1])
+        open_.append((group[0] - need, [*group[1], place]))
+    return closed + [places for _, places in sorted(open_)]
+
+
 class Order:
     """Rows in an order that the seed decides, a new one each epoch; `position` is the next row of all. Each epoch has
-    its own generator, so that nothing else can move the order, and a position is all there is to keep."""
+    its own generator, so that nothing else can move the order, and a position is all there is to keep. With `tokens`
+    the order is one of groups that fill so many."""
 
-    def __init__(self, rows: list[Row], seed: int, position: int = 0):
-        self.rows, self.seed, self.position = rows, seed, position
+    def __init__(self, rows: list[Row], seed: int, position: int = 0, tokens: int = 0):
+        self.rows, self.seed, self.position, self.tokens = rows, seed, position, tokens
         self._epoch, self._places = -1, np.zeros(0, int)
+        self._ends: list[int] = []                         # of an epoch's groups
 
     def take(self, count: int) -> list[Row]:
-        """The next rows."""
+        """The next rows: so many, or those of the next group."""
+        if self.tokens:
+            self._turn()
+            place = self.position % len(self.rows)
+            count = self._ends[bisect_right(self._ends, place)] - place
         return [self._next() for _ in range(count)]
 
+    def _turn(self) -> None:
+        """The order of the epoch that begins, if one does."""
+        epoch = self.position // len(self.rows)
+        if epoch == self._epoch:
+            return
+        self._epoch, self._places = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        if self.tokens:
+            found = groups([len(self.rows[i].tokens) for i in self._places], self.tokens)
+            self._ends = np.cumsum([len(group) for group in found]).tolist()
+            self._places = self._places[np.concatenate(found)]
+
     def _next(self) -> Row:
-        epoch, place = divmod(self.position, len(self.rows))
-        if epoch != self._epoch:
-            self._epoch, self._places = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        self._turn()
         self.position += 1
-        return self.rows[self._places[place]]
+        return self.rows[self._places[(self.position - 1) % len(self.rows)]]
+
+    def batches(self) -> int:
+        """Groups of the epoch in which the position is."""
+        self._turn()
+        return len(self._ends)
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -14,7 +14,7 @@ from ..engine.errors import UserError
 from .data import IGNORED, Batch
 from .trainer import Trainer
 
-HEAD_BYTES = 48 << 20                  # of logits that linear_cross_entropy holds at once, outside the arena
+HEAD_ROWS = HEAD_SLICE = 2048          # that linear_cross_entropy holds at once, outside the arena
 
 
 class Estimate(NamedTuple):
@@ -56,7 +56,7 @@ def estimate(trainer: Trainer, tokens: int, rows: int, before: int) -> Estimate:
     state = mx.get_array_buffer_size(trainer.optimizer.state, list(trainer.sums.values()))
     weights = sum(array.nbytes for _, array in trainer.model.named_parameters())
     config = trainer.model.config
-    head = min(HEAD_BYTES, 4 * tokens * config.vocab_size) + 8 * tokens * config.hidden_size
+    head = 4 * min(tokens, HEAD_ROWS) * (min(HEAD_SLICE, config.vocab_size) + 2 * config.hidden_size)
     step = trainer.plan(batch).arena + head
     now = resident()                                       # with the weights, unless they are mapped and still unread
     return Estimate(now - weights if now - before > weights else now, weights, state, step)
@@ -69,12 +69,11 @@ class Choice(NamedTuple):
 
 
 def choices(batch_size: int, accumulate: int, blocks: int) -> list[Choice]:
-    """Ways to do the same step, from the fastest to the smallest: computing blocks again costs more than dividing the
-    batch, as long as a batch keeps several rows."""
-    found = []
-    for parts in (n for n in range(1, batch_size + 1) if batch_size % n == 0):
-        found += [Choice(0, batch_size // parts, accumulate * parts)]
-    return found + [choice._replace(checkpoint=blocks) for choice in found]
+    """Ways to do the same step, from the fastest to the smallest: to compute MLPs again costs little, whole blocks more
+    than to divide the batch, as long as a batch keeps several rows."""
+    parts = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+    return [Choice(again, batch_size // n, accumulate * n)
+            for kinds in ((0, blocks), (2 * blocks,)) for n in parts for again in kinds]
 
 
 def fit(trainer: Trainer, limit: int, before: int, options: list[tuple[Choice, int]]) -> Choice:

@@ -44,7 +44,8 @@ class Session:
         self._same(base)
         mx.random.seed(given.seed)
         self.paths = adapters.prepare(model, given.method)
-        self.per_epoch = len(self.train) / (given.batch_size * given.accumulate)
+        batches = self._order().batches() if given.batch_tokens else len(self.train) / given.batch_size
+        self.per_epoch = batches / given.accumulate
         self.total = given.iters or max(1, math.ceil(given.epochs * self.per_epoch))
         self.every = {name: settings.steps(getattr(given, name), self.per_epoch, name)
                       for name in ("eval_every", "save_every")}
@@ -52,7 +53,7 @@ class Session:
         self.trainer = Trainer(model, optimizer, clip=given.clip, accumulate=given.accumulate > 1 or bool(given.fit),
                                precise=given.precise)
         blocks = model.config.num_hidden_layers
-        model.checkpointed = blocks if given.checkpoint < 0 else min(given.checkpoint, blocks)
+        model.checkpointed = 2 * blocks if given.checkpoint < 0 else min(given.checkpoint, 2 * blocks)
         self.estimate = self._plan(before)
         given = self.settings
         if given.resume:
@@ -61,7 +62,7 @@ class Session:
         else:
             self.progress.settings, self.progress.base = asdict(given), base
             self.progress.rows = data.digest(self.train)
-        self.order = data.Order(self.train, given.seed, self.progress.position)
+        self.order = self._order(self.progress.position)
         self.log = Log(self.folder, self.progress.step if given.resume else -1)
 
     # before the first step
@@ -95,7 +96,8 @@ class Session:
         """The sizes of the steps' plans, and the memory of the largest; with `fit`, the choice that stays below it."""
         given = self.settings
         if given.fit:
-            options = memory.choices(given.batch_size, given.accumulate, self.model.config.num_hidden_layers)
+            rows = 1 if given.batch_tokens else given.batch_size
+            options = memory.choices(rows, given.accumulate, self.model.config.num_hidden_layers)
             sized = [(choice, self._sizes(choice.batch_size)[-1]) for choice in options]
             choice = memory.fit(self.trainer, settings.size(given.fit), before, sized)
             self.model.checkpointed = choice.checkpoint
@@ -105,12 +107,20 @@ class Session:
             self.trainer.compile()
         if not given.resume:
             self.progress.sizes = self._sizes(self.settings.batch_size)
-        return memory.estimate(self.trainer, self.progress.sizes[-1], self.settings.batch_size, before)
+        return memory.estimate(self.trainer, self.progress.sizes[-1], self._most(), before)
+
+    def _order(self, position: int = 0) -> data.Order:
+        return data.Order(self.train, self.settings.seed, position, self.settings.batch_tokens)
+
+    def _most(self) -> int:
+        """Rows of a batch."""
+        given = self.settings
+        return max(1, given.batch_tokens // data.SHORT) if given.batch_tokens else given.batch_size
 
     def _sizes(self, batch_size: int) -> list[int]:
         """The sizes for all batches of this run."""
-        order = data.Order(self.train, self.settings.seed)
-        batches = self.total * self.settings.batch_size * self.settings.accumulate // batch_size
+        order, given = self._order(), self.settings
+        batches = self.total * given.accumulate * (1 if given.batch_tokens else given.batch_size) // batch_size
         return data.rooms(sum(len(row.tokens) for row in order.take(batch_size)) for _ in range(batches))
 
     # the run
@@ -139,8 +149,8 @@ class Session:
 
     def _step(self, begin: float) -> None:
         progress, started = self.progress, time.perf_counter()
-        rows = self.settings.batch_size
-        batches = [data.pack(self.order.take(rows), progress.sizes, rows) for _ in range(self.settings.accumulate)]
+        most = self._most()
+        batches = [data.pack(self.order.take(most), progress.sizes, most) for _ in range(self.settings.accumulate)]
         step = self.trainer.step(batches)
         progress.step, progress.position = progress.step + 1, self.order.position
         progress.tokens += sum(batch.size for batch in batches)

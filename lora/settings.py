@@ -50,6 +50,7 @@ class Settings:
     iters: int = told("Optimizer steps. Default: as many as the epochs have.", 0)
     epochs: float = told("Passes over the rows.", 1.0)
     batch_size: int = told("Rows that are computed at once, one after another, without padding.", 4)
+    batch_tokens: int = told("Tokens of a batch, of the rows that fill it best; 0: batch_size rows.", 0)
     accumulate: int = told("Batches of an optimizer step.", 1)
     max_seq_length: int = told("Most tokens of a row.", 2048)
     supervise: str = told("What is learnt of conversations: answers, or all.", "answers", choices=("answers", "all"))
@@ -68,7 +69,7 @@ class Settings:
     format: str = told("Of the adapter's folder.", "mlx-lm", choices=(*FILES,))
     samples: int = told("Prompts that are answered before and after, for the report.", 3)
     sample_tokens: int = told("Most tokens of such an answer.", 64)
-    checkpoint: int = told("Blocks whose inputs only are kept, the rest computed again; -1: all.", 0)
+    checkpoint: int = told("MLPs computed again for the gradient, beyond all of them whole blocks; -1: all blocks.", 0)
     fit: str = told("Most memory, such as 2GB: chooses checkpoint, and batches of the same step.", "")
     show: int = told("Print so many rows, what is learnt in colour, and stop.", 0)
     resume: bool = told("Go on where the adapter's folder was left.", False)
@@ -82,6 +83,7 @@ class Settings:
             "iters": (self.iters >= 0, "at least 1"), "epochs": (self.epochs > 0, "more than 0"),
             "max_seq_length": (self.max_seq_length >= 2, "at least 2"), "clip": (self.clip >= 0, "at least 0"),
             "learning_rate": (self.learning_rate > 0 and math.isfinite(self.learning_rate), "more than 0"),
+            "batch_tokens": (self.batch_tokens >= 0, "at least 0"),
             "seed": (self.seed >= 0, "at least 0"), "checkpoint": (self.checkpoint >= -1, "-1 or more"),
         }
         rules |= {f.name: (getattr(self, f.name) in f.metadata["choices"], f"one of {', '.join(f.metadata['choices'])}")
