@@ -242,6 +242,20 @@ def test_rewrites_to_linear_change_nothing(name, runtime, monkeypatch):
     close(results[0], results[1], 2e-3)
 
 
+def test_a_thin_product_is_added_where_it_is_made():
+    """c + a b of few columns of a: the same sum as float64's, in c's memory if it is free, else beside it."""
+    c, a, b = (mx.array(normal(*shape)) for shape in ((130, 48), (130, 8), (8, 48)))
+    wanted = np.asarray(c, np.float64) + np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    before = np.array(c)
+    plan = mx.lower([c + a @ b, 2 * c + a @ (b * 1)], [])
+    assert [s.kernel for s in plan.steps].count("add_product") == 2
+    executable = plan.load()
+    executable.run()
+    for i, more in enumerate((0, before)):
+        np.testing.assert_allclose(np.asarray(executable.output(i)), wanted + more, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(c), before)
+
+
 @pytest.mark.parametrize("turned", [(), (0,), (1,), (0, 1)], ids=str)
 def test_large_float_products(turned, runtime):
     """As exact as float32 sums can be, with tails and every layout; infinity and NaN stay where NumPy has them."""
