@@ -14,7 +14,7 @@ from lazulite.engine.array.transforms import trace
 
 FILES = sorted(path.stem for path in Path(__file__).parent.glob("cases*.py"))
 CASES: list[Case] = [case for name in FILES for case in importlib.import_module(name).CASES]
-NOT_FROM_OPS = {"argument", "linear", "add_product"}  # a mark of transformations that is gone afterwards; made by rewrites
+NOT_FROM_OPS = {"argument", "linear", "add_product"}  # a mark of transformations, gone afterwards; made by rewrites
 ONLY_KERNELS = {"sample"}                 # ops whose definition is a kernel
 
 

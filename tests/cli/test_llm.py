@@ -34,7 +34,7 @@ def generated(*args: str, **options: Any) -> dict[str, Any]:
 
 def start(*args: str, **options: Any) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     return subprocess.Popen([*LLM, *args], stdout=pipe, stderr=pipe, encoding="utf-8", **options)
 
 
