@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from lazulite.engine.metal.vectors.random import threefry
+
 CODES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "u2", "f4", "f8", "c8"]
 BFLOAT16 = 10
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -97,20 +99,8 @@ def matmul(outs, ins, ints, floats):
 
 
 def random(outs, ins, ints, floats):
-    """Threefry-2x32 of each key, a row of the output's words at a time."""
     for row, key in zip(outs[0][0], ins[0][0], strict=True):
-        words = -(-row.nbytes // 4)
-        half, odd = divmod(words, 2)
-        first = np.arange(half + odd, dtype=np.uint32)
-        second = np.where(first < half, first + np.uint32(half + odd), 0).astype(np.uint32)
-        keys = [*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
-        first, second = first + keys[0], second + keys[1]
-        for i in range(5):
-            for r in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
-                first = first + second
-                second = (second << r | second >> (32 - r)) ^ first
-            first, second = first + keys[(i + 1) % 3], second + keys[(i + 2) % 3] + np.uint32(i + 1)
-        row[...] = np.concatenate([first, second[:half]]).view(row.dtype)[:len(row)]
+        row[...] = threefry(key, len(row), row.dtype)
 
 
 def dequantized(w, scales, biases, bits, group):

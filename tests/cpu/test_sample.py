@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 
 from lazulite.engine import cpu
-
-PARAMS = ["temperature", "top_p", "min_p", "repetition", "presence", "frequency"]
-INTS = ["top_k", "seed", "seed_high", "counter", "history_length", "prompt_length", "sequence", "biases", "masked",
-        "likeliest", "target"]
-DEFAULT = {"temperature": 1.0, "top_p": 1.0, "repetition": 1.0}
-TOP = 20
+from lazulite.engine.metal.vectors import sample as reference
+from lazulite.engine.metal.vectors.sample import DEFAULT, INTS, PARAMS, TOP, philox
 
 
 def kernel(isa, logits, rows, history=()):
@@ -40,37 +36,8 @@ def sample(isa, logits, rows, history=()):
 
 
 def probabilities(z, row, history=()):
-    """What a row draws from, in float64, in the order of vLLM and of OpenAI's and Hugging Face's penalties."""
     row = DEFAULT | row
-    z, prompt = np.array(z, float), row.get("prompt_length", 0)
-    for t in set(history):
-        z[t] = z[t] / row["repetition"] if z[t] > 0 else z[t] * row["repetition"]
-    for t in set(history[prompt:]):
-        z[t] -= row.get("presence", 0) + row.get("frequency", 0) * list(history[prompt:]).count(t)
-    for t, bias in row.get("bias", {}).items():
-        z[t] += bias
-    if "allowed" in row:
-        z[~np.isin(np.arange(len(z)), list(row["allowed"]))] = -np.inf
-    z /= row["temperature"]
-    p = np.exp(z - z.max())
-    order = np.lexsort((np.arange(len(z)), -z))
-    if row.get("top_k"):
-        p[order[row["top_k"] :]] = 0
-    p /= p.sum()
-    before = np.cumsum(p[order]) - p[order]
-    p[order[(before >= row["top_p"]) & (before > 0)]] = 0
-    p[p < row.get("min_p", 0) * p.max()] = 0
-    return p / p.sum()
-
-
-def philox(counter, key):
-    """Philox4x32-10 as in Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011)."""
-    c, k, word = list(counter), list(key), 0xFFFFFFFF
-    for _ in range(10):
-        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-        c = [(b >> 32) ^ c[1] ^ k[0], b & word, (a >> 32) ^ c[3] ^ k[1], a & word]
-        k = [(k[0] + 0x9E3779B9) & word, (k[1] + 0xBB67AE85) & word]
-    return c
+    return reference.probabilities(reference.edited(z, row, history), row)
 
 
 def test_philox_known_answers(isa):

@@ -17,7 +17,7 @@ def vectors() -> Iterator[Vector]:
     keys = np.random.default_rng(12).integers(0, 2**32, (3, 2)).astype(np.uint32)
     for items in (1, 2, 7, 8, 33, 600):
         for dtype in (np.uint8, np.uint16, np.uint32):
-            yield _vector(keys, np.stack([_row(key, items, dtype) for key in keys]))
+            yield _vector(keys, np.stack([threefry(key, items, dtype) for key in keys]))
     yield _vector(keys[:0], np.zeros((0, 5), np.uint32))
 
 
@@ -26,7 +26,8 @@ def _vector(keys: np.ndarray, wanted: np.ndarray, note: str = "") -> Vector:
                   [keys], [], [], [wanted], 0)
 
 
-def _row(key: np.ndarray, items: int, dtype: type) -> np.ndarray:
+def threefry(key: np.ndarray, items: int, dtype: np.dtype | type) -> np.ndarray:
+    """So many items of Threefry-2x32's words for one key (2) uint32. Salmon et al. 2011."""
     words = -(-items * np.dtype(dtype).itemsize // 4)
     first = np.arange(words - words // 2, dtype=np.uint32)
     second = np.where(first < words // 2, first + np.uint32(len(first)), 0).astype(np.uint32)

@@ -24,13 +24,13 @@ NEAR = 1e-6
 TOLERANCE = [0, 1e-5, 0, 1e-5]
 
 
-def _edited(z: np.ndarray, row: Row) -> np.ndarray:
-    z, prompt = z.astype(float), row.get("prompt_length", 0)
-    history = HISTORY[:row.get("history_length", 0)]
+def edited(z: np.ndarray, row: Row, history: Sequence[int]) -> np.ndarray:
+    """Logits (V) after penalties for the history, biases and masks, in float64."""
+    z, prompt = np.array(z, float), row.get("prompt_length", 0)
     for t in set(history):
         z[t] = z[t] / row["repetition"] if z[t] > 0 else z[t] * row["repetition"]
     for t in set(history[prompt:]):
-        z[t] -= row.get("presence", 0) + row.get("frequency", 0) * history[prompt:].count(t)
+        z[t] -= row.get("presence", 0) + row.get("frequency", 0) * list(history[prompt:]).count(t)
     for t, bias in row.get("bias", {}).items():
         z[t] += bias
     if "allowed" in row:
@@ -38,7 +38,7 @@ def _edited(z: np.ndarray, row: Row) -> np.ndarray:
     return z
 
 
-def _probabilities(z: np.ndarray, row: Row) -> np.ndarray:
+def probabilities(z: np.ndarray, row: Row) -> np.ndarray:
     """What a row draws from: z (V) edited, then temperature, top_k, top_p, min_p."""
     z = z / row["temperature"]
     p = np.exp(z - z.max())
@@ -52,14 +52,20 @@ def _probabilities(z: np.ndarray, row: Row) -> np.ndarray:
     return p / p.sum()
 
 
-def _uniform(row: Row) -> float:
-    """Philox4x32-10 of Salmon et al. 2011, its first 53 bits in [0, 1)."""
-    c, k, word = [row.get("counter", 0), 0, 0, 0], [row.get("seed", 0), row.get("seed_high", 0)], 0xFFFFFFFF
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Philox4x32-10: four words. Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011)."""
+    c, k, word = list(counter), list(key), 0xFFFFFFFF
     for _ in range(10):
         a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
         c = [(b >> 32) ^ c[1] ^ k[0], b & word, (a >> 32) ^ c[3] ^ k[1], a & word]
         k = [(k[0] + 0x9E3779B9) & word, (k[1] + 0xBB67AE85) & word]
-    return ((c[0] >> 5) * 2**26 + (c[1] >> 6)) / 2**53
+    return c
+
+
+def _uniform(row: Row) -> float:
+    """The row's random number: 53 bits in [0, 1)."""
+    first, second, *_ = philox([row.get("counter", 0), 0, 0, 0], [row.get("seed", 0), row.get("seed_high", 0)])
+    return ((first >> 5) * 2**26 + (second >> 6)) / 2**53
 
 
 def _drawn(z: np.ndarray, row: Row) -> int:
@@ -68,10 +74,10 @@ def _drawn(z: np.ndarray, row: Row) -> int:
         return -1
     if "target" in row:
         return row["target"] - 1
-    edited = _edited(z, row)
-    if not np.isfinite(edited.max()) or row["temperature"] == 0:
-        return int(edited.argmax()) if np.isfinite(edited.max()) else -1
-    borders = np.cumsum(_probabilities(edited, row))
+    z = edited(z, row, HISTORY[:row.get("history_length", 0)])
+    if not np.isfinite(z.max()) or row["temperature"] == 0:
+        return int(z.argmax()) if np.isfinite(z.max()) else -1
+    borders = np.cumsum(probabilities(z, row))
     while np.abs(borders[:-1] - (u := _uniform(row))).min(initial=1) < NEAR:
         row["counter"] = row.get("counter", 0) + 1
     return int(np.argmax(borders > u))
