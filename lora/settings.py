@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import re
@@ -197,7 +196,3 @@ def from_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: found a {type(found).__name__}, wanted keys and values")
     return of(found, str(path))
-
-
-def to_json(settings: Settings) -> str:
-    return json.dumps(asdict(settings), sort_keys=True)
