@@ -1,6 +1,5 @@
 """POST /v1/chat/completions. Source: OpenAI's OpenAPI document; how reasoning is shown, vLLM and llama.cpp."""
 
-from time import time
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -8,13 +7,13 @@ from pydantic import Field, field_validator
 
 from ..engine.generate.scheduler import Token
 from . import messages, schemas
+from .choices import LEAST, ChoicesWriter
 from .errors import ApiError
-from .generation import Event, Generation
+from .generation import Event
+from .parser import Piece
 from .schemas import Count, Refused, Sampled, Templated, Text
-from .service import Job, Service, blamed
-from .stream import Answer, data, dumps
-
-LEAST = -9999.0  # stands for a logprob of minus infinity, which JSON does not have
+from .service import Job, blamed
+from .stream import Answer, dumps
 
 
 class ChatRequest(Sampled, Templated):
@@ -75,67 +74,41 @@ def check_choice(choice: Any, tools: list[dict[str, Any]] | None) -> None:
         raise ApiError(400, "tool_choice names no function of tools", param="tool_choice")
 
 
-class ChatWriter:
-    """chat.completion.chunk events. The parts that never change are written once."""
+class ChatWriter(ChoicesWriter):
+    """chat.completion.chunk events."""
 
-    def __init__(self, body: ChatRequest, generation: Generation, service: Service) -> None:
-        self.body, self.generation, self.service = body, generation, service
-        self.about = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time()), "model": body.model or service.names[0]}
-        self.head = dumps({**self.about, "object": "chat.completion.chunk"})[:-1]
-        self.answers = [Answer() for _ in generation.choices]
-        self.tail = ',"usage":null}\n\n' if body.usage_wanted else "}\n\n"
-
-    def chunk(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
-        choice = f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
-        return f'data: {self.head},"choices":[{choice}]{self.tail}'
+    PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def begin(self) -> str:
-        return "".join(self.chunk(i, '{"role":"assistant","content":""}') for i in range(len(self.generation.choices)))
+        role = '"delta":{"role":"assistant","content":""}'
+        return "".join(self.chunk(i, role) for i in range(len(self.answers)))
 
     def event(self, event: Event) -> str:
         logprobs = "null"
         if self.body.logprobs and event.token is not None:
             logprobs = dumps(spelled(self.service.tokenizer, [event.token]))
-        deltas = [self.delta(event.choice, piece) for piece in event.pieces]
+        deltas = [self.delta(piece) for piece in event.pieces]
         if logprobs != "null" and not deltas:
-            deltas = ['{"content":""}']
+            deltas = ['"delta":{"content":""}']
         last = len(deltas) - 1
         text = "".join(self.chunk(event.choice, d, logprobs if i == last else "null") for i, d in enumerate(deltas))
-        return text + self.chunk(event.choice, "{}", reason=f'"{event.reason}"') if event.reason else text
+        return text + self.chunk(event.choice, '"delta":{}', reason=event.reason) if event.reason else text
 
-    def delta(self, index: int, piece: Any) -> str:
+    def delta(self, piece: Piece) -> str:
         text = dumps(piece.text)
         if piece.kind == "text":
-            return f'{{"content":{text}}}'
+            return f'"delta":{{"content":{text}}}'
         if piece.kind == "reasoning":
-            return f'{{"reasoning_content":{text},"reasoning":{text}}}'
+            return f'"delta":{{"reasoning_content":{text},"reasoning":{text}}}'
         call: dict[str, Any] = {"index": piece.index, "function": {"arguments": piece.text}}
         if piece.kind == "call":
             call |= {"id": f"call_{uuid4().hex[:24]}", "type": "function"}
             call["function"] = {"name": piece.text, "arguments": ""}
-        return dumps({"tool_calls": [call]})
+        return f'"delta":{dumps({"tool_calls": [call]})}'
 
-    def ping(self) -> str:
-        return ": ping\n\n"
-
-    def end(self) -> str:
-        if not self.body.usage_wanted:
-            return "data: [DONE]\n\n"
-        return f'data: {self.head},"choices":[],"usage":{dumps(usage(self.generation))}}}\n\ndata: [DONE]\n\n'
-
-    def failed(self, error: ApiError) -> str:
-        return data(error.openai()) + "data: [DONE]\n\n"
-
-    def take(self, event: Event) -> None:
-        self.answers[event.choice].add(event)
-
-    def whole(self) -> dict[str, Any]:
-        choices = []
-        for i, answer in enumerate(self.answers):
-            logprobs = spelled(self.service.tokenizer, answer.tokens) if self.body.logprobs else None
-            ended = {"logprobs": logprobs, "finish_reason": answer.reason}
-            choices.append({"index": i, "message": message(answer), **ended})
-        return {**self.about, "object": "chat.completion", "choices": choices, "usage": usage(self.generation)}
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        logprobs = spelled(self.service.tokenizer, answer.tokens) if self.body.logprobs else None
+        return {"message": message(answer), "logprobs": logprobs}
 
 
 def spelled(tokenizer: Any, tokens: list[Token]) -> dict[str, Any]:
@@ -147,17 +120,6 @@ def spelled(tokenizer: Any, tokens: list[Token]) -> dict[str, Any]:
 
     rows = [{**row(token.id, token.logprob), "top_logprobs": [row(*rival) for rival in token.top]} for token in tokens]
     return {"content": rows, "refusal": None}
-
-
-def usage(generation: Generation) -> dict[str, Any]:
-    prompt, cached, answer, reasoning = generation.usage()
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answer,
-        "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
 
 
 def message(answer: Answer) -> dict[str, Any]:

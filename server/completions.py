@@ -1,20 +1,17 @@
 """POST /v1/completions: raw text or token ids go on without a chat template. Source: OpenAI's OpenAPI document."""
 
 from math import isnan
-from time import time
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
 from pydantic import BeforeValidator, Field
 
 from ..engine.generate.scheduler import Token
 from . import schemas
-from .chat import LEAST, usage
-from .errors import ApiError
+from .choices import LEAST, ChoicesWriter
 from .generation import Event, Generation
 from .schemas import Refused, Sampled, Text, TokenId
 from .service import Job, Service
-from .stream import Answer, data, dumps
+from .stream import Answer, dumps
 
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 Prompts = Annotated[list[Text | Ids], Field(min_length=1, max_length=64)]
@@ -44,31 +41,27 @@ class CompletionRequest(Sampled):
         )  # fmt: skip
 
 
-class CompletionWriter:
+class CompletionWriter(ChoicesWriter):
     """text_completion events."""
 
-    def __init__(self, body: CompletionRequest, generation: Generation, service: Service) -> None:
-        self.body, self.generation, self.service = body, generation, service
-        about = {"id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": int(time())}
-        self.about = {**about, "model": body.model or service.names[0]}
-        self.head = dumps(self.about)[:-1]
-        self.tail = ',"usage":null}\n\n' if body.usage_wanted else "}\n\n"
-        self.offsets = [0] * len(generation.choices)
-        self.answers = [Answer() for _ in generation.choices]
+    PREFIX, WHOLE, CHUNK = "cmpl", "text_completion", "text_completion"
 
-    def chunk(self, index: int, text: str, logprobs: str = "null", reason: str = "null") -> str:
-        choice = f'{{"index":{index},"text":{dumps(text)},"logprobs":{logprobs},"finish_reason":{reason}}}'
-        return f'data: {self.head},"choices":[{choice}]{self.tail}'
+    def __init__(self, body: CompletionRequest, generation: Generation, service: Service) -> None:
+        super().__init__(body, generation, service)
+        self.offsets = [0] * len(self.answers)
 
     def begin(self) -> str:
         """The prompts, unless they are to come with their logprobs."""
         now = self.body.echo and self.body.logprobs is None
-        return "".join(self.chunk(i, self.echoed(i)) for i in range(len(self.answers)) if now)
+        return "".join(self.chunk(i, self.text(self.echoed(i))) for i in range(len(self.answers)) if now)
 
     def echoed(self, index: int) -> str:
         """The prompt again, if that was asked for."""
         prompt = self.body.prompt[index // (self.body.n or 1)] if self.body.echo else ""
         return prompt if isinstance(prompt, str) else self.service.tokenizer.decode(prompt, skip_special_tokens=False)
+
+    def text(self, text: str) -> str:
+        return f'"text":{dumps(text)}'
 
     def event(self, event: Event) -> str:
         text, logprobs = "".join(piece.text for piece in event.pieces), "null"
@@ -79,29 +72,11 @@ class CompletionWriter:
             text, logprobs = (self.echoed(event.choice) if event.told else text), dumps(rows)
         if not (text or event.reason or logprobs != "null"):
             return ""
-        return self.chunk(event.choice, text, logprobs, f'"{event.reason}"' if event.reason else "null")
+        return self.chunk(event.choice, self.text(text), logprobs, event.reason)
 
-    def ping(self) -> str:
-        return ": ping\n\n"
-
-    def end(self) -> str:
-        if not self.body.usage_wanted:
-            return "data: [DONE]\n\n"
-        return data({**self.about, "choices": [], "usage": usage(self.generation)}) + "data: [DONE]\n\n"
-
-    def failed(self, error: ApiError) -> str:
-        return data(error.openai()) + "data: [DONE]\n\n"
-
-    def take(self, event: Event) -> None:
-        self.answers[event.choice].add(event)
-
-    def whole(self) -> dict[str, Any]:
-        choices = []
-        for i, answer in enumerate(self.answers):
-            logprobs = None if self.body.logprobs is None else spelled(self.service.tokenizer, answer.tokens)
-            text = {"index": i, "text": self.echoed(i) + answer.text}
-            choices.append({**text, "logprobs": logprobs, "finish_reason": answer.reason})
-        return {**self.about, "choices": choices, "usage": usage(self.generation)}
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        logprobs = None if self.body.logprobs is None else spelled(self.service.tokenizer, answer.tokens)
+        return {"text": self.echoed(index) + answer.text, "logprobs": logprobs}
 
 
 def spelled(tokenizer: Any, tokens: list[Token], offset: int = 0) -> dict[str, Any]:

@@ -190,9 +190,7 @@ class Service:
         if job.messages is None:
             return Choice(number, prompt.ids, eos, self.tokenizer.detokenizer(), sampling.stop, None)
         tools = job.tools if job.choice != "none" else None
-        parser = calls.parser(
-            self.tokenizer, prompt.text, tools, parallel=job.parallel, constrained=constrained
-        )
+        parser = calls.parser(self.tokenizer, prompt.text, tools, parallel=job.parallel, constrained=constrained)
         detokenizer = self.tokenizer.detokenizer(shown=calls.markers(self.tokenizer))
         return Choice(number, prompt.ids, eos, detokenizer, sampling.stop, parser)
 

@@ -1,5 +1,6 @@
 """Tiny models in our format and in transformers', with the same random weights, and rows to learn from."""
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ TINY = dict(
     num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.1, tie_word_embeddings=False,
 )
 
-
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # smollm2.py
 Letters = runpy.run_path(str(Path(__file__).with_name("letters.py")))["Letters"]
 
 

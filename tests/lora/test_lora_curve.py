@@ -1,14 +1,11 @@
 """The default model learns as torch and PEFT do in float32: the same first A and B, rows, optimizer, losses."""
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import smollm2
 import torch
-from gguf import GGUFReader
-from gguf.quants import dequantize
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lazulite import lora
 from lazulite.engine import optimizers
@@ -16,40 +13,15 @@ from lazulite.lora import data
 from lazulite.lora.layers import adapted
 from lazulite.lora.trainer import Trainer
 from lazulite.models import load
-from lazulite.models.hub import default
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-NAMES = {
-    "token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}
-CONFIG = dict(
-    model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-    num_attention_heads=9, num_key_value_heads=3, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True,
-)
 RATE, BATCH = 2e-4, 4
-
-
-def in_torch():
-    """The default model's weights, dequantized by the gguf package, under transformers' names."""
-    weights = {}
-    for tensor in GGUFReader(default()).tensors:
-        block, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name).groups()
-        weight = dequantize(tensor.data, tensor.tensor_type)
-        if heads := {"attn_q": 9, "attn_k": 3}.get(part):  # llama.cpp's rotary pairs neighbours, transformers' halves
-            weight = weight.reshape(heads, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
-        weights[f"model.{f'layers.{block}.' if block else ''}{NAMES[part]}.weight"] = torch.from_numpy(weight.copy())
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIG), dtype=torch.float32)
-    model.load_state_dict(weights, strict=False)
-    return model
 
 
 def reference(ours, batches: list[list[data.Row]]) -> list[float]:
     """torch's losses, padded batches of the same rows, from the adapter of our model."""
     paths = [path for path, _ in adapted(ours)]
-    model = get_peft_model(in_torch(), LoraConfig(r=8, lora_alpha=16, target_modules=paths, lora_dropout=0.0))
+    model = get_peft_model(smollm2.in_torch(), LoraConfig(r=8, lora_alpha=16, target_modules=paths, lora_dropout=0.0))
     parameters = dict(model.named_parameters())
     for path, layer in adapted(ours):
         for side, matrix in ("A", layer.lora_a), ("B", layer.lora_b):

@@ -1,13 +1,13 @@
 """What a user gets: PEFT's validation loss from three seeds, and a row that is recited by every form of the result."""
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import smollm2
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -23,7 +23,6 @@ from lazulite.models import load
 from lazulite.models.convert import convert
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-curve = runpy.run_path(str(Path(__file__).with_name("test_lora_curve.py")))
 STEPS, BATCH, RATE = 60, 4, 5e-4
 
 
@@ -32,7 +31,7 @@ def torch_run(seed: int, rows: list[data.Row], valid: list[data.Row]) -> tuple[f
     torch.manual_seed(seed)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, lora_dropout=0.0)
-    model = get_peft_model(curve["in_torch"](), config)
+    model = get_peft_model(smollm2.in_torch(), config)
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer, before = torch.optim.AdamW(learnt, lr=RATE, weight_decay=0.01), torch_loss(model, valid)
     order = data.Order(rows, seed)

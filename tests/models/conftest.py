@@ -1,4 +1,4 @@
-"""families.py is imported by name."""
+"""families.py, holes.py and smollm2.py are imported by name."""
 import sys
 from pathlib import Path
 
