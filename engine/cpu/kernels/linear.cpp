@@ -12,7 +12,6 @@
 // says how a block of rows meets a few tokens, by T: rows as they lie (decode), or a panel expanded in the cache.
 #include "amx.h"
 #include "gemm.h"
-#include "tokens.h"
 
 LZ_NAMESPACE_BEGIN
 
@@ -21,14 +20,14 @@ struct Weight { const View *w, *scales, *biases, *bias; int64_t N; };
 struct Linear {
   int n, stored, bits, group, norm, epilogue, has_bias, precise;  // stored: a format; bits: the one that paths read
   float eps;
-  int64_t T, K, Kp, groups;  // Kp: K rounded up to 64; groups: rounded up to 8
+  int64_t T, K, Kp, groups;  // Kp: K rounded up to 64; groups: rounded up to 16
   const View *x, *norm_w, *residual, *out;
   Weight w[8];
 
   explicit Linear(const Step& s)
       : n((int)s.ints[0]), stored((int)s.ints[1]), bits(stored == 4 || stored == FP4 ? stored : stored == FP8 || !stored ? 0 : 8), group((int)s.ints[2]), norm((int)s.ints[3]), epilogue((int)s.ints[4]),
         has_bias((int)s.ints[5]), precise((int)s.ints[6]), eps((float)s.floats[0]), T(s.in[0].shape[0]), K(s.in[0].shape[1]),
-        Kp(round_up(K, 64)), groups(stored ? round_up(K / group, 8) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
+        Kp(round_up(K, 64)), groups(stored ? round_up(K / group, 16) : 0), x(s.in), norm_w(0), residual(0), out(s.out) {
     const View* in = s.in + 1;
     if (norm) norm_w = in++;
     for (int j = 0; j < n; j++) {
@@ -38,11 +37,12 @@ struct Linear {
     for (int j = 0; has_bias && j < n; j++) w[j].bias = in++;
     if (epilogue == 1) residual = in;
   }
-  Codes codes(int M, int passes, bool spread = false) const { return {Kp, group < 64 ? group : 64, M, passes, spread}; }
+  Codes codes(int M, int passes) const { return {Kp, group < 64 ? group : 64, M, passes}; }
   bool gated() const { return epilogue >= 2; }
   // what dense paths read: powers of two times e4m3 are exact in bf16
   int dense_dtype(int j) const { return !stored ? w[j].w->dtype : w[j].scales->dtype == LZ_U8 && group > 16 ? LZ_BF16 : LZ_F32; }
   int64_t acts_bytes(int64_t tokens) const { return (tokens + 32) * Kp * 4; }  // every path's records fit, and its last tile
+  int64_t own_bytes() const { return acts_bytes(0); }                          // those of one tile, for a thread alone
   int64_t panel_bytes() const { return 64 * Kp * (bits ? 2 : 4) + 64 * 64; }
   int64_t tail_bytes() const { return 64 * (Kp * (bits ? 1 : 4) + 8 * groups + 64); }
 };
@@ -66,7 +66,7 @@ struct Path {
   void (*encode)(const Linear&, const float* x, char* acts, int64_t t);  // acts: of all tokens
   void (*expand)(const Linear&, const Block&);
   void (*tile)(const Linear&, const Block* b, int blocks, const char* acts, int64_t tokens, float* y);  // y[blocks][tokens][rows]
-  int depth;  // of AMX tiles, 0 without; see open_tiles
+  bool tiles;  // of AMX
 };
 constexpr int MOST_BLOCKS = 4;
 
@@ -93,7 +93,7 @@ template <int BITS, int A, int M, int PASSES, bool SOME = false> struct RowsPath
         rows_tile<BITS, A, M, PASSES, SOME>({b->w + r * b->stride, b->stride, L.K, b->scale(L) + r, b->bias(L, LANES) + r, L.group},
                                       L.codes(M, PASSES), acts, y + r);
   }
-  static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile, 0};
+  static constexpr Path path = {LANES, M, 1, true, RowsPath::record, RowsPath::encode, expand_scales<LANES>, tile, false};
 };
 #if defined(__AVX512VNNI__)
 template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
@@ -111,7 +111,7 @@ template <int BITS, int A> struct AlongPath : Coded<BITS, 1, 2> {
       _mm512_storeu_ps(y, sum_lanes(lanes));
     }
   }
-  static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile, 0};
+  static constexpr Path path = {LANES, 1, 1, true, AlongPath::record, encode, expand, tile, false};
 };
 #endif
 template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
@@ -123,7 +123,7 @@ template <int BITS> struct PanelPath : Coded<BITS, PANEL_MR, 2> {
     for (int i = 0; i < blocks; i++, b++, y += PANEL_MR * 64)
       panel_tile<BITS>(b->codes(L, 64), b->scale(L), b->bias(L, 64), L.group, L.K, L.codes(PANEL_MR, 2), acts, y);
   }
-  static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile, 0};
+  static constexpr Path path = {64, PANEL_MR, 1, false, PanelPath::record, PanelPath::encode, expand, tile, false};
 };
 
 struct Floats {
@@ -140,7 +140,7 @@ template <int M> struct DensePath : Floats {
     for (int i = 0; i < blocks; i++, b++, y += M * LANES)
       dense_rows<M>(b->dtype, b->w, b->stride, L.K, (const float*)acts, L.Kp, y);
   }
-  static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile, 0};
+  static constexpr Path path = {LANES, M, 1, true, record, encode, expand, tile, false};
 };
 struct FloatPath : Floats {
   static void expand(const Linear& L, const Block& b) {
@@ -149,62 +149,81 @@ struct FloatPath : Floats {
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
     for (int i = 0; i < blocks; i++, b++, y += FLOAT_MR * 64) float_tile((float*)b->panel, 64, L.K, (const float*)acts, L.Kp, y, false);
   }
-  static constexpr Path path = {64, FLOAT_MR, 1, false, record, encode, expand, tile, 0};
+  static constexpr Path path = {64, FLOAT_MR, 1, false, record, encode, expand, tile, false};
 };
 
 #if defined(__AMX_BF16__)
-template <int BITS, int A> struct TokensPath {
-  static Codes codes(const Linear& L) { return L.codes(LANES, 2, true); }
-  static int64_t record(const Linear& L) { return codes(L).record(); }
-  static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
-    const int m = (int)(t % LANES);
-    acts += (t - m) * record(L);
-    quantize_row<BITS, LANES, 2, true>(codes(L), x, L.K, acts, m, L.precise ? 0 : PLAIN);
-    if (t == L.T - 1) clear_rest(codes(L), acts, m + 1);
-  }
-  static void expand(const Linear& L, const Block& b) {
-    spread_sides(b.dtype, b.scales, b.biases, b.stride_s, L.K / A, L.group / A == 2, (float*)b.panel);
-  }
-  static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t, float* y) {
-    for (int i = 0; i < blocks; i++, b++, y += LANES * LANES)
-      tokens_tile<BITS, A>({b->w, b->stride, L.K, (float*)b->panel}, codes(L), acts, y);
-  }
-  static constexpr Path path = {LANES, LANES, 1, true, TokensPath::record, TokensPath::encode, expand, tile, A};
-};
-template <int BITS> struct AmxPath {
-  static constexpr int DEPTH = 576;  // inputs at a time: 36 KB of activations stay in the first-level cache for all blocks
+template <int BITS, bool FEW> struct AmxPath {
+  // Inputs at a time. Many tokens: 36 KB of activations stay in the first-level cache for all blocks; few: 16 KB of a panel do,
+  // which is multiplied as soon as it is expanded, and never leaves.
+  static constexpr int DEPTH = FEW ? 256 : 576;
   static int64_t record(const Linear& L) { return L.Kp * (BITS ? 2 : 4); }
-  static uint32_t* panel(const Linear& L, const Block& b) { return BITS ? b.codes(L, AMX_ROWS) : (uint32_t*)b.panel; }
+  static char* panel(const Linear& L, const Block& b) { return BITS ? (char*)b.codes(L, AMX_ROWS) : b.panel; }
   static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
-    amx_row<!BITS>(x, L.K, L.Kp * 64, acts + t / 32 * 32 * record(L), t);
+    amx_row<BITS, !BITS>(x, L.K, L.Kp * 64, acts + t / 32 * 32 * record(L), t);
   }
   static void expand(const Linear& L, const Block& b) {
-    if (!BITS) return amx_expand_bf16(b.w, b.stride, L.K, panel(L, b));
-    expand_scales<AMX_ROWS>(L, b);
-    amx_expand<BITS ? BITS : 4>(b.w, b.stride, L.K, L.group, b.scale(L), b.bias(L, AMX_ROWS), panel(L, b));
+    for (int64_t r = 0; BITS && r < AMX_ROWS; r++) {
+      float* sides = b.scale(L) + 2 * r * L.groups;
+      __builtin_prefetch(b.scales + (AMX_ROWS + r) * b.stride_s, 0, 2);
+      __builtin_prefetch(b.biases + (AMX_ROWS + r) * b.stride_s, 0, 2);
+      for (int64_t g = 0, groups = L.K / L.group; g < groups; g += LANES) {
+        store(sides + g, along(b.dtype, b.scales + r * b.stride_s, g, least(groups - g, LANES), 0));
+        store(sides + L.groups + g, along(b.dtype, b.biases + r * b.stride_s, g, least(groups - g, LANES), 0));
+      }
+    }
+    if (!FEW) expand_columns(L, b, 0, L.K);
+  }
+  static void expand_columns(const Linear& L, const Block& b, int64_t k, int64_t n) {
+    if (!BITS) return amx_expand_bf16(b.w, b.stride, L.K, k, n, panel(L, b));
+    const auto run = L.group == 16 ? amx_expand<BITS ? BITS : 4, 16> : amx_expand<BITS ? BITS : 4, 32>;
+    run(b.w, b.stride, L.K, k, n, L.group, b.scale(L), L.groups, panel(L, b));
   }
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t tokens, float* y) {
-    for (int64_t k = 0; k < L.K; k += DEPTH)
-      for (int i = 0; i < blocks; i++)
-        amx_tile<!BITS>(panel(L, b[i]) + k * 16, least(L.K - k, DEPTH), acts + k * 64, tokens <= 16, L.Kp * 64,
-                        y + i * AMX_TOKENS * AMX_ROWS, k);
+    alignas(64) float c[MOST_BLOCKS][AMX_ROWS * AMX_TOKENS];
+    constexpr int STEP = AMX_TOKENS * 4;
+    const auto multiply = [&](int i, int64_t k) __attribute__((always_inline)) {
+      amx_multiply<!BITS>(panel(L, b[i]) + (FEW ? 0 : k * 64), acts + k * 64, least(L.K - k, DEPTH), true, tokens > 16, L.Kp * 64);
+    };
+    if (FEW) {
+      for (int i = 0; i < blocks; i++) {
+        load_c(c[i], STEP, false);
+        for (int64_t k = 0; k < L.K; k += DEPTH) {
+          expand_columns(L, b[i], k, DEPTH);
+          settle();
+          multiply(i, k);
+        }
+        store_c(c[i], STEP);
+      }
+    } else {
+      for (int64_t k = 0; k < L.K; k += DEPTH)
+        for (int i = 0; i < blocks; i++) {
+          load_c(c[i], STEP, k);
+          multiply(i, k);
+          store_c(c[i], STEP);
+        }
+    }
+    for (int i = 0; i < blocks; i++, y += AMX_ROWS * AMX_TOKENS)
+      for (int t = 0; t < tokens; t += LANES)
+        for (int r = 0; r < AMX_ROWS; r += LANES) turn(c[i] + r * AMX_TOKENS + t, AMX_TOKENS, y + t * AMX_ROWS + r, AMX_ROWS);
   }
-  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, false, record, encode, expand, tile, 64};
+  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, FEW ? 1 : MOST_BLOCKS, FEW, record, encode, expand, tile, true};
 };
 #endif
 
 // The table: which path for so many tokens.
 #if defined(__AMX_BF16__)
-constexpr int WIDE = 8, FEW = 32, FEW_PRECISE = FEW;  // measured: up to WIDE tokens vectors, to FEW tiles of codes, then of bf16
+constexpr int WIDE = 8, FEW = 8;
 #else
-constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48, FEW_PRECISE = 8;  // up to FEW tokens, rows as they lie beat panels
+constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48;
+#endif
+constexpr int FEW_PRECISE = 8;  // measured: up to FEW tokens, rows as they lie beat panels
+#if defined(__AMX_BF16__)
+template <int BITS> static const Path& amx_path(int64_t T) { return T <= AMX_TOKENS ? AmxPath<BITS, true>::path : AmxPath<BITS, false>::path; }
 #endif
 template <int BITS, int A> static const Path& rows_path(int64_t T, bool precise) {
 #if defined(__AVX512VNNI__)
   if (T == 1) return AlongPath<BITS, A>::path;
-#endif
-#if defined(__AMX_BF16__)
-  if (T > WIDE) return TokensPath<BITS, A>::path;
 #endif
   if (T > 4 && !precise) return RowsPath<BITS, A, WIDE, 2, true>::path;
   return T == 1 ? RowsPath<BITS, A, 1, 2>::path : T == 2 ? RowsPath<BITS, A, 2, 2>::path : RowsPath<BITS, A, 4, 2>::path;
@@ -216,7 +235,7 @@ template <int BITS> static const Path& coded_path(const Linear& L) {
     return path(L.T, precise);
   }
 #if defined(__AMX_BF16__)
-  if (!precise) return AmxPath<BITS>::path;
+  if (!precise) return amx_path<BITS>(L.T);
 #endif
   return PanelPath<BITS>::path;
 }
@@ -224,7 +243,7 @@ static const Path& choose(const Linear& L) {
   if (L.bits) return (L.bits == 4 ? coded_path<4> : L.bits == 8 ? coded_path<8> : coded_path<FP4>)(L);
   if (L.T <= 4) return L.T == 1 ? DensePath<1>::path : L.T == 2 ? DensePath<2>::path : DensePath<4>::path;
 #if defined(__AMX_BF16__)
-  if (L.dense_dtype(0) == LZ_BF16) return AmxPath<0>::path;
+  if (L.dense_dtype(0) == LZ_BF16) return amx_path<0>(L.T);
 #endif
   return FloatPath::path;
 }
@@ -369,16 +388,16 @@ static void run(const Step& step, Team& team) {
   const Linear L(step);
   if (!L.T) return;
   const Path& path = choose(L);
-  const bool alone = L.T <= 4;  // every thread prepares all tokens for itself: cheaper than a barrier
+  const bool alone = L.T <= path.tokens;  // every thread prepares all tokens for itself: cheaper than a barrier
   char* acts = alone ? team.local : team.shared;
-  char* panels = team.local + L.acts_bytes(4);
+  char* panels = team.local + L.own_bytes();
   int64_t token = 0, last = L.T;
-  if (!alone) team.part(L.T, 1, &token, &last);
+  if (!alone) team.part(L.T, path.tokens, &token, &last);  // tokens of a tile lie side by side: two threads would take its lines from one another
   for (; token < last; token++) path.encode(L, normalized(L, token, (float*)panels), acts, token);
   if (!alone) team.barrier();
 
 #if defined(__AMX_BF16__)
-  if (path.depth) open_tiles(path.depth);
+  if (path.tiles) open_tiles();
 #endif
   int64_t total = 0, begin, end;
   for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
@@ -391,7 +410,7 @@ static void run(const Step& step, Team& team) {
     while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
-  if (path.depth) close_tiles();
+  if (path.tiles) close_tiles();
 #endif
 }
 
@@ -401,7 +420,7 @@ static size_t shared(const Step& step, int) {
 }
 static size_t local(const Step& step, int) {
   const Linear L(step);
-  return L.acts_bytes(4) + MOST_BLOCKS * (L.panel_bytes() + L.tail_bytes());
+  return L.own_bytes() + MOST_BLOCKS * (L.panel_bytes() + L.tail_bytes());
 }
 
 static bool is_float(int dtype) { return dtype == LZ_F32 || dtype == LZ_F16 || dtype == LZ_BF16; }
@@ -516,12 +535,12 @@ static void run_linears(const Experts& X, Team& team, bool down) {
     const int64_t blocks = blocks_of(L, path, 0), most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
     const int64_t some = path.still ? 8 : most, runs = (blocks + some - 1) / some;
 #if defined(__AMX_BF16__)
-    const bool tiles = path.depth && next - done < runs;
-    if (tiles) open_tiles(path.depth);
+    const bool tiles = path.tiles && next - done < runs;
+    if (tiles) open_tiles();
 #endif
     for (; next - done < runs; next = team.take(1))
       for (int64_t i = (next - done) * some, end = least(i + some, blocks); i < end; i += most)
-        multiply(L, path, acts, team.local + L.acts_bytes(4), i, least(i + most, end));
+        multiply(L, path, acts, team.local + L.own_bytes(), i, least(i + most, end));
 #if defined(__AMX_BF16__)
     if (tiles) close_tiles();
 #endif
@@ -567,7 +586,7 @@ static size_t local_experts(const Step& step, int) {
   size_t most = 0;
   for (int down = 0; down < 2; down++) {
     const One one(X, down, 0, 1, nullptr, nullptr);
-    const size_t bytes = one.linear.acts_bytes(4) + MOST_BLOCKS * (one.linear.panel_bytes() + one.linear.tail_bytes());
+    const size_t bytes = one.linear.own_bytes() + MOST_BLOCKS * (one.linear.panel_bytes() + one.linear.tail_bytes());
     most = bytes > most ? bytes : most;
   }
   return most;

@@ -318,15 +318,9 @@ struct Pairs {
   // y[32][32] (+)= acts panel, or 16 rows of it
 #if defined(__AMX_BF16__)
   static void tile(const uint32_t* panel, const char* acts, int64_t K, float* y, int64_t ldy, bool add, bool half = false) {
-    if (half) return amx_tile<false>(panel, K, acts, true, 0, y, add);
     load_c(y, ldy * 4, add);
-    for (int64_t k = 0; k < K; k += 32, panel += 512, acts += 2048) {
-      _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 256, 64);
-      _tile_loadd(4, acts, 64); _tile_loadd(5, acts + 1024, 64);
-      _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-    }
-    store_c(y, ldy * 4);
+    amx_multiply(acts, (const char*)panel, K, !half, true);
+    store_c(y, ldy * 4, half);
   }
 #else
   static void tile(const uint32_t* panel, const char* acts, int64_t K, float* y, int64_t ldy, bool add, bool = false) {

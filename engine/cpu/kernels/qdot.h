@@ -12,16 +12,13 @@ typedef int32_t may_alias_i32 __attribute__((may_alias, aligned(1)));
 
 // The activations of M tokens, side by side so that a tile reads them through one pointer: int8 h[K / 4][M][4], the same
 // of l if there are two passes, then f32 d[groups][M], and d times the sum of the group's codes, [groups][M].
-// Spread ones (tokens.h) have the even and the odd codes of each A apart, and behind it all a byte, [groups][M]: is there an l?
 struct Codes {
   int64_t K;             // rounded up to 64
   int A, M, passes;      // A: inputs that share a d: the weights' group, at most 64
-  bool spread = false;
   int64_t groups() const { return K / A; }
-  int64_t record() const { return spread ? round_up(K * passes + 9 * groups(), 64) : K * passes + 8 * groups(); }  // bytes a token
+  int64_t record() const { return K * passes + 8 * groups(); }  // bytes a token
   float* d(char* block) const { return (float*)(block + M * K * passes); }
   const float* d(const char* block) const { return (const float*)(block + M * K * passes); }
-  char* fine(char* block) const { return block + M * (K * passes + 8 * groups()); }
 };
 
 // 4-bit codes come out of a dword as even and odd ones, and activations are stored in that order.
@@ -56,7 +53,7 @@ template <int BITS> LZ_INLINE void unpack(const vi z[4], vi q[]) {  // BITS: 4, 
 
 // x[0..K) -> token m of a block. K is a multiple of A, and A of 16. Groups whose largest magnitude is at most
 // `plain` times the root mean square of x get 8 bits all the same: their l is zero, and a panel skips that pass.
-template <int BITS, int M, int PASSES, bool SPREAD = false>
+template <int BITS, int M, int PASSES>
 static void quantize_row(const Codes& c, const float* x, int64_t K, char* block, int m, float plain) {
   const float top = PASSES == 2 ? 16256.0f : 127.0f;
   f32x squares{};
@@ -68,7 +65,7 @@ static void quantize_row(const Codes& c, const float* x, int64_t K, char* block,
     char* to = block + (pass * c.K + k) * M + 4 * m;
     uint32_t quads[4];
     memcpy(quads, &codes, 16);
-    for (int j = 0; j < 4; j++) memcpy(to + 4 * M * (SPREAD && BITS != 8 ? j % 2 * (c.A / 8) + i / 8 + j / 2 : i / 4 + j), quads + j, 4);
+    for (int j = 0; j < 4; j++) memcpy(to + M * (i + 4 * j), quads + j, 4);
   };
   for (int64_t k = 0; k < c.K; k += c.A, d += M, d_sum += M) {
     const bool real = k < K;
@@ -91,7 +88,6 @@ static void quantize_row(const Codes& c, const float* x, int64_t K, char* block,
     }
     *d = largest / top;
     *d_sum = *d * sum(__builtin_convertvector(total, f32x));  // whole numbers below 2^24: exact
-    if (SPREAD) c.fine(block)[k / c.A * M + m] = fine && real;
   }
 }
 

@@ -5,11 +5,10 @@
 
 LZ_NAMESPACE_BEGIN
 
-// depth: bytes of a row of tiles 4 and 5, and four times the rows of tiles 6 and 7
-LZ_INLINE void open_tiles(int depth = 64) {
+LZ_INLINE void open_tiles() {
   struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {};
   config.palette = 1;
-  for (int i = 0; i < 8; i++) config.bytes[i] = i / 2 == 2 ? depth : 64, config.rows[i] = i / 2 == 3 ? depth / 4 : 16;
+  for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
   // GCC 12's intrinsics do not say that ldtilecfg reads 64 bytes, nor that tiles are loaded from memory
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
