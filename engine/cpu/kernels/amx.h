@@ -9,27 +9,31 @@ LZ_NAMESPACE_BEGIN
 
 constexpr int AMX_TOKENS = 32, AMX_ROWS = 32;
 
-// Where pairs of neighbours of 32 columns go: codes of 4 bits come four by four of the first and of the second 16.
+// Pairs of neighbours of 32 columns as tiles have them: codes of 4 bits come four by four of the first and of the second 16.
 template <int BITS> LZ_INLINE __m512i amx_order() {
-  if (bits_of(BITS) == 4) return _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  if (bits_of(BITS) == 4) return _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
   return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
-// x[0..K) -> token t of a block [K / 32][2][16 pairs][16 tokens][2] of bf16, and if REST, `rest` bytes after it, of what bf16
-// left of x.
+// x[0..K) -> token t of a block [K / 32][32 tokens][16 pairs] of bf16, and if REST, `rest` bytes after it, of what bf16 left of x.
 template <int BITS, bool REST> static void amx_row(const float* x, int64_t K, int64_t rest, char* acts, int64_t t) {
-  const __m512i places = _mm512_slli_epi32(amx_order<BITS>(), 6);
-  acts += t % AMX_TOKENS / 16 * 1024 + t % 16 * 4;
+  const __m512i order = amx_order<BITS>();
+  acts += t % AMX_TOKENS * 64;
   for (int64_t k = 0; k < K; k += 32, acts += 2048) {
     const auto some = [&](int64_t i) { return i + LANES <= K ? loadf(x + i) : i < K ? get(x + i, K - i) : vf{}; };
     const vf v[2] = {some(k), some(k + LANES)};
     const __m512i high = (__m512i)_mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
-    _mm512_i32scatter_epi32(acts, places, high, 1);
+    store(acts, _mm512_permutexvar_epi32(order, high));
     if (REST) {
       const vf left[2] = {v[0] - widen_bf16((vh)_mm512_castsi512_si256(high)), v[1] - widen_bf16((vh)_mm512_extracti64x4_epi64(high, 1))};
-      _mm512_i32scatter_epi32(acts + rest, places, (__m512i)_mm512_cvtne2ps_pbh((__m512)left[1], (__m512)left[0]), 1);
+      store(acts + rest, _mm512_permutexvar_epi32(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)left[1], (__m512)left[0])));
     }
   }
+}
+// 16 tokens, of which t is one, become columns: [K / 32][2][16 pairs][16 tokens].
+static void amx_turn(int64_t K, char* acts, int64_t t) {
+  acts += t % AMX_TOKENS / 16 * 1024;
+  for (int64_t k = 0; k < K; k += 32, acts += 2048) turn((float*)acts, 16, (float*)acts, 16);
 }
 
 // Columns k … k + n of 32 rows of weights -> panel [n / 32][32 rows][32] of bf16; the next 32 rows are fetched.

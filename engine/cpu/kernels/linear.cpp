@@ -160,7 +160,9 @@ template <int BITS, bool FEW> struct AmxPath {
   static int64_t record(const Linear& L) { return L.Kp * (BITS ? 2 : 4); }
   static char* panel(const Linear& L, const Block& b) { return BITS ? (char*)b.codes(L, AMX_ROWS) : b.panel; }
   static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
-    amx_row<BITS, !BITS>(x, L.K, L.Kp * 64, acts + t / 32 * 32 * record(L), t);
+    acts += t / AMX_TOKENS * AMX_TOKENS * record(L);
+    amx_row<BITS, !BITS>(x, L.K, L.Kp * 64, acts, t);
+    for (int pass = 0; pass < (BITS ? 1 : 2) && (t % 16 == 15 || t == L.T - 1); pass++) amx_turn(L.K, acts + pass * L.Kp * 64, t);
   }
   static void expand(const Linear& L, const Block& b) {
     for (int64_t r = 0; BITS && r < AMX_ROWS; r++) {
