@@ -63,7 +63,7 @@ struct Path {
   int rows, tokens, blocks;  // rows in a block; tokens and blocks of a tile
   bool still;                // a fixed split of the rows: each thread keeps streaming through its own part
   int64_t (*record)(const Linear&);  // bytes of a token's activations
-  void (*encode)(const Linear&, const float* x, char* acts, int64_t t);  // acts: of all tokens
+  void (*encode)(const Linear&, const float* x, char* acts, int64_t t);  // acts: of all tokens; a tile's by one thread, in order
   void (*expand)(const Linear&, const Block&);
   void (*tile)(const Linear&, const Block* b, int blocks, const char* acts, int64_t tokens, float* y);  // y[blocks][tokens][rows]
   bool tiles;  // of AMX
@@ -403,9 +403,12 @@ static void run(const Step& step, Team& team) {
 #endif
   int64_t total = 0, begin, end;
   for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
-  if (path.still) {
-    team.part(total, 1, &begin, &end);
+  if (path.still) {  // of many tokens the last quarter is for whoever comes first: a core may be busy with other things
+    const int64_t fixed = L.T == 1 ? total : total - total / 4, some = total / (32 * team.size) + 1;
+    team.part(fixed, 1, &begin, &end);
     for (; begin < end; begin++) multiply(L, path, acts, panels, begin, begin + 1);
+    while ((begin = fixed + team.take(some)) < total)
+      for (end = least(begin + some, total); begin < end; begin++) multiply(L, path, acts, panels, begin, begin + 1);
   } else {  // equal shares of at most path.blocks
     const int64_t most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
     const int64_t parts = (total + most * team.size - 1) / (most * team.size) * team.size, some = (total + parts - 1) / parts;
@@ -509,7 +512,7 @@ struct One {
   }
 };
 
-// Every thread has the experts' linears in the same order; runs of blocks are taken as threads come.
+// Every thread has the experts' linears in the same order; tiles of tokens go round, runs of blocks are taken as threads come.
 static void run_linears(const Experts& X, Team& team, bool down) {
   const int64_t *first = X.first(team.shared), *order = X.order(team.shared), row = X.acts_row(down);
   float *from = X.hidden(team.shared), *to = down ? X.parts(team.shared) : from;
@@ -522,14 +525,13 @@ static void run_linears(const Experts& X, Team& team, bool down) {
       fn(one.linear, choose(one.linear), X.acts(team.shared) + (begin + 32 * used++) * row, begin);
     }
   };
-  int64_t mine, last;
-  team.part(X.pairs(), 1, &mine, &last);
+  int64_t tile = 0;
   each([&](const Linear& L, const Path& path, char* acts, int64_t begin) {
-    const int64_t end = least(begin + L.T, last);
-    for (int64_t i = mine > begin ? mine : begin; i < end; i++) {
-      const float* x = down ? from + i * X.I : X.x->as<float>() + order[i] / X.k * X.x->strides[0];
-      path.encode(L, x, acts, i - begin);
-    }
+    for (int64_t t = 0; t < L.T; t += path.tokens, tile++)
+      for (int64_t i = t; tile % team.size == team.id && i < least(t + path.tokens, L.T); i++) {
+        const float* x = down ? from + (begin + i) * X.I : X.x->as<float>() + order[begin + i] / X.k * X.x->strides[0];
+        path.encode(L, x, acts, i);
+      }
   });
   team.barrier();
   int64_t done = 0, next = team.take(1);  // runs before this expert's, and the run that is mine
