@@ -94,7 +94,7 @@ class Server:
 
     def gaps(self) -> list[float]:
         """Milliseconds between arrivals at 8 streams while a long prompt is read. With logprobs a token is told of
-        even if it is a part of a character, which has no text yet: a stream of emoji would show three steps as a gap."""
+        even if it is part of a character, which has no text yet: a stream of emoji would show three steps as a gap."""
         streams = [Stream(self.port, self.prompt(IN), 2000, i, logprobs=True) for i in range(8)]
         prompt = self.prompt(4000)
         drive(streams, until=lambda: all(len(s.times) > 8 for s in streams))
