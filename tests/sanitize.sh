@@ -25,4 +25,4 @@ check() {  # sanitizers, their library, tests …
 
 mkdir -p build
 check address,undefined libasan.so tests/cpu tests/array/test_threads.py tests/array/test_plan.py
-check thread libtsan.so tests/cpu/test_runtime.py tests/array/test_threads.py tests/array/test_plan.py
+check thread libtsan.so tests/cpu/test_runtime.py tests/cpu/test_linear.py tests/cpu/test_experts.py tests/array/test_threads.py tests/array/test_plan.py
