@@ -394,7 +394,7 @@ static void run(const Step& step, Team& team) {
   char* acts = alone ? team.local : team.shared;
   char* panels = team.local + L.own_bytes();
   int64_t token = 0, last = L.T;
-  if (!alone) team.part(L.T, path.tokens, &token, &last);  // tokens of a tile lie side by side: two threads would take its lines from one another
+  if (!alone) team.part(L.T, path.tokens, &token, &last);  // two threads in one tile would take its cache lines from one another
   for (; token < last; token++) path.encode(L, normalized(L, token, (float*)panels), acts, token);
   if (!alone) team.barrier();
 
