@@ -1,6 +1,8 @@
 """Rows: what is supervised, exactly; where a bad row is; how rows are packed."""
 import csv
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -179,6 +181,27 @@ def test_bad_files_are_named(name, content, said, tmp_path) -> None:
 def test_bad_rows_are_named(fields, said, letters) -> None:
     with pytest.raises(UserError, match=f"^x.jsonl:7: (.|\n)*{said}"):
         data.Encoder(letters, 100).row(data.Sample("x.jsonl:7", fields))
+
+
+def test_a_set_of_the_hub_is_its_splits(monkeypatch) -> None:
+    """The package datasets is a local fake: no Hub is within reach of a test."""
+    def load_dataset(path: str, name: str | None = None) -> dict[str, list[dict[str, str]]]:
+        if (path, name) not in (("some/rows", None), ("some/rows", "small")):
+            raise FileNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+        return {"train": ROWS if name is None else ROWS[:1], "validation": ROWS, "other": ROWS}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    found = data.read("some/rows")
+    assert {name: [sample.fields for sample in samples] for name, samples in found.items()} == {
+        "train": ROWS, "valid": ROWS}
+    assert [sample.fields for sample in data.read("some/rows:small")["train"]] == ROWS[:1]
+    assert found["valid"][1].place == "some/rows validation: row 2"
+    with pytest.raises(UserError, match="other/rows: not a file, and not to be had from the Hub: .*doesn't exist"):
+        data.read("other/rows")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="some/rows: no such file or folder") as error:
+        data.read("some/rows")
+    assert error.value.hint == "one on the Hub needs: pip install datasets"
 
 
 def test_names_that_are_nothing() -> None:
