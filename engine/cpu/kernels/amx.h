@@ -36,58 +36,79 @@ static void amx_turn(int64_t K, char* acts, int64_t t) {
   for (int64_t k = 0; k < K; k += 32, acts += 2048) turn((float*)acts, 16, (float*)acts, 16);
 }
 
-// Columns k … k + n of 32 rows of weights -> panel [n / 32][32 rows][32] of bf16; the next 32 rows are fetched.
-template <int WIDTH, class F> LZ_INLINE void amx_rows(const char* w, int64_t stride, int64_t K, int64_t k, int64_t n, char* panel, const F& expand) {
-  const int64_t whole = least(n, K - k) / 32 * 32;
+// Columns k … k + 128 of 32 rows of weights -> panel [4][32 rows][32] of bf16, zeros past K; the next 32 rows are fetched in the
+// order in which they lie. `row` is called before each row, and `between` after it: what else there is to do meanwhile.
+constexpr int AMX_COLUMNS = 128;
+template <int WIDTH, class R, class F, class G>
+LZ_INLINE void amx_rows(const char* w, int64_t stride, int64_t K, int64_t k, char* panel, const R& row, const F& expand, const G& between) {
+  const char* next = w + AMX_ROWS * (stride + k * WIDTH / 8);
   w += k * WIDTH / 8;
-  for (int r = 0; r < AMX_ROWS; r++, w += stride, panel += 64) {
-    const char *p = w, *next = w + AMX_ROWS * stride;
-    char* to = panel;
-    int64_t i = 0;
-    for (; i < whole; i += 32, p += 4 * WIDTH, next += 4 * WIDTH, to += 2048) {
-      if (WIDTH > 8 || i % (512 / WIDTH) == 0) __builtin_prefetch(next, 0, 2);
-      _mm512_store_si512(to, expand(r, p, k + i, (__mmask32)~0u));
-    }
-    if (i < n && k + i < K) _mm512_store_si512(to, expand(r, p, k + i, (__mmask32)((1u << (K - k - i)) - 1)));
+  for (int r = 0; r < AMX_ROWS; r++, w += stride, next += AMX_COLUMNS * WIDTH / 8, panel += 64) {
+    const auto some = [&](int i, __mmask32 real) __attribute__((always_inline)) {
+      _mm512_store_si512(panel + i * 2048, expand(r, w + i * 4 * WIDTH, k + 32 * i, real));
+    };
+    row(r);
+    unrolled<(WIDTH + 3) / 4>(LZ_LAMBDA(i) { __builtin_prefetch(next + 64 * i, 0, 2); });
+    if (K - k >= AMX_COLUMNS) unrolled<4>(LZ_LAMBDA(i) { some(i, ~0u); });
+    else for (int64_t i = 0, n = K - k; n > 0; i++, n -= 32) some(i, n < 32 ? (1u << n) - 1 : ~0u);
+    between(r);
   }
 }
-static void amx_expand_bf16(const char* w, int64_t stride, int64_t K, int64_t k, int64_t n, char* panel) {
-  amx_rows<16>(w, stride, K, k, n, panel, [](int, const char* p, int64_t, __mmask32 real) __attribute__((always_inline)) {
+template <class G> static void amx_expand_bf16(const char* w, int64_t stride, int64_t K, int64_t k, char* panel, const G& between) {
+  amx_rows<16>(w, stride, K, k, panel, [](int) {}, [](int, const char* p, int64_t, __mmask32 real) __attribute__((always_inline)) {
     return _mm512_maskz_loadu_epi16(real, p);
-  });
+  }, between);
 }
 
-// w = scale q + bias. sides: [32 rows][2][groups] of f32. GROUP: 16, or 32 for all that are larger.
-// Codes of 4 bits look the 16 numbers of their group up, of which bf16 is every second word: code i of a quadword becomes the
-// index 2 q + 1, and vpermw looks at five bits.
-template <int BITS, int GROUP>
-static void amx_expand(const char* codes, int64_t stride, int64_t K, int64_t k, int64_t n, int group, const float* sides, int64_t groups, char* panel) {
+// w = scale q + bias; scales and biases `stride_s` bytes from a row to the next. GROUP: 16, or 32 for all that are larger.
+// Codes of 4 bits look the 16 numbers of their group up, of which bf16 is the upper half: code q becomes the bytes 4 q + 2 and
+// 4 q + 3, and vpermb looks at six bits. Codes of 8 bits become the second byte of 2^15 + q.
+template <int BITS, int GROUP, class G>
+static void amx_expand(const char* codes, int64_t stride, const char* scales, const char* biases, int64_t stride_s, int dtype, int group,
+                       int64_t K, int64_t k, char* panel, const G& between) {
+  constexpr bool BYTES = bits_of(BITS) == 8;
   const int shift = __builtin_ctz(group);  // groups are powers of two
-  const auto side = [&](int r, int64_t k) { return sides + r * 2 * groups + (GROUP == 16 ? k / 16 : k >> shift); };
-  const auto number = [&](vf q, const float* s) __attribute__((always_inline)) { return fma(q, each(s[0]), each(s[groups])); };
-  if (bits_of(BITS) == 8)
-    return amx_rows<8>(codes, stride, K, k, n, panel, [&](int r, const char* p, int64_t k, __mmask32 real) __attribute__((always_inline)) {
-      const __m256i q = _mm256_maskz_loadu_epi8(real, p);
-      const float* s = side(r, k);
-      const vf low = number((vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(q))), s);
-      const vf high = number((vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(q, 1))), s + (GROUP == 16));
-      return _mm512_maskz_mov_epi16(real, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-    });
-  vf numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  if (BITS == FP4) numbers = (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load<__m128i>(E2M1)));
+  const int64_t first = k >> shift, count = least((K >> shift) - first, GROUP == 16 ? 8 : 4), at = first * size_of(dtype);
+  alignas(64) float scale[LANES], bias[LANES];
+  const auto row = [&](int r) __attribute__((always_inline)) {
+    const char *p = scales + r * stride_s, *q = biases + r * stride_s;
+    const vf s = along(dtype, p, first, count, 0), b = along(dtype, q, first, count, 0);
+    store(scale, s);
+    store(bias, BYTES ? fma(s, splat(-32768), b) : b);
+    __builtin_prefetch(p + AMX_ROWS * stride_s + at, 0, 2);
+    __builtin_prefetch(q + AMX_ROWS * stride_s + at, 0, 2);
+  };
+  const auto number = [&](vf q, int64_t k) __attribute__((always_inline)) {
+    const int64_t g = (GROUP == 16 ? k / 16 : k >> shift) - first;
+    return fma(q, each(scale[g]), each(bias[g]));
+  };
   alignas(64) uint8_t from[64];
-  for (int i = 0; i < 64; i++) from[i] = (16 * (i / 16) + 4 * (i % 8 / 2) - 1) & 63;
-  const __m512i shifts = load<__m512i>(from);
-  amx_rows<4>(codes, stride, K, k, n, panel, [&](int r, const char* p, int64_t k, __mmask32 real) __attribute__((always_inline)) {
-    const bool whole = real == (__mmask32)~0u;
-    const __m512i q = _mm512_broadcast_i32x4(whole ? load<__m128i>(p) : _mm_loadu_si64(p));
-    const __m512i index = _mm512_or_si512(_mm512_multishift_epi64_epi8(shifts, q), _mm512_set1_epi16(1));
-    const auto table = [&](const float* s) __attribute__((always_inline)) { return (__m512i)((vi)number(numbers, s) + 0x8000); };
-    const float* s = side(r, k);
-    const __m512i line = _mm512_permutexvar_epi16(index, table(s));
-    if (!whole) return _mm512_maskz_mov_epi16(0x0f0f0f0f, line);
-    return GROUP == 16 ? _mm512_mask_permutexvar_epi16(line, 0xf0f0f0f0, index, table(s + 1)) : line;
-  });
+  if constexpr (BYTES) {
+    for (int i = 0; i < 64; i++) from[i] = i / 4;
+    const __m512i low = load<__m512i>(from), high = _mm512_add_epi8(low, _mm512_set1_epi8(16)), power = _mm512_set1_epi32(0x47000000);
+    amx_rows<8>(codes, stride, K, k, panel, row, [&](int, const char* p, int64_t k, __mmask32 real) __attribute__((always_inline)) {
+      const __m512i q = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(real, p));
+      const auto half = [&](__m512i which, int64_t k) __attribute__((always_inline)) {
+        return (__m512)number((vf)_mm512_mask_permutexvar_epi8(power, 0x2222222222222222, which, q), k);
+      };
+      const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(half(high, GROUP == 16 ? k + 16 : k), half(low, k));
+      return real == (__mmask32)~0u ? line : _mm512_maskz_mov_epi16(real, line);
+    }, between);
+  } else {
+    vf numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (BITS == FP4) numbers = (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load<__m128i>(E2M1)));
+    for (int i = 0; i < 64; i++) from[i] = (16 * (i / 16) + 4 * (i % 8 / 2) - 2) & 63;
+    const __m512i shifts = load<__m512i>(from), upper = _mm512_set1_epi16(0x0302), code = _mm512_set1_epi8(60);
+    amx_rows<4>(codes, stride, K, k, panel, row, [&](int, const char* p, int64_t k, __mmask32 real) __attribute__((always_inline)) {
+      const bool whole = real == (__mmask32)~0u;
+      const __m512i q = _mm512_broadcast_i32x4(whole ? load<__m128i>(p) : _mm_loadu_si64(p));
+      const __m512i index = _mm512_ternarylogic_epi32(_mm512_multishift_epi64_epi8(shifts, q), code, upper, 0xea);  // a & b | c
+      const auto table = [&](int64_t k) __attribute__((always_inline)) { return (__m512i)((vi)number(numbers, k) + 0x8000); };
+      const __m512i line = _mm512_permutexvar_epi8(index, table(k));
+      if (!whole) return _mm512_maskz_mov_epi16(0x0f0f0f0f, line);
+      return GROUP == 16 ? _mm512_mask_permutexvar_epi8(line, 0xff00ff00ff00ff00, index, table(k + 16)) : line;
+    }, between);
+  }
 }
 
 // Tiles 0 to 3 += a [K / 32][32][32] times b [K / 32][2][16 pairs of k][16][2]. Not tall: only 16 rows of a are real, not

@@ -20,7 +20,7 @@ LZ_NAMESPACE_BEGIN
 
 constexpr int PAGE = 32;                     // tokens
 constexpr int CHUNK = 4;                     // pages between two updates of the running maximum
-constexpr int AHEAD = 2;                     // pages between what is read and what is asked for, at most CHUNK
+constexpr int AHEAD = 3;                     // pages between what is read and what is asked for, at most CHUNK
 constexpr int ROWS = W == 16 ? 8 : 6;        // of the register tile: with two vectors a row it must not spill
 constexpr float LARGE = 4096;                // weights may add up to this before the maximum is brought up to date
 constexpr float LOWEST = -1e29f;             // what a maximum starts from
@@ -37,7 +37,7 @@ static void tile(bool add, const float* a, int64_t as, const T* b, int64_t bs, i
     for (int j = 0; j < NV; j++) acc[r][j] = add ? load<V>(c + r * cs + j * N) : V{};
   for (int k = 0; k < depth; k++, b += bs) {
     V row[NV];
-    if (sizeof(T) < 4) __builtin_prefetch((const char*)b + ahead, 0, 2);
+    if (sizeof(T) < 4) __builtin_prefetch((const char*)b + ahead, 0, 3);
     for (int j = 0; j < NV; j++) row[j] = get<V>(b + j * N);
     for (int r = 0; r < R; r++)
       for (int j = 0; j < NV; j++) acc[r][j] += a[r * as + k] * row[j];
@@ -174,21 +174,27 @@ struct Room {
 // Up to CHUNK pages from p on: where their k and v lie, in the order they are read, and their scales.
 template <class T> struct Pages {
   int n;
-  const T* order[2 * CHUNK + AHEAD];         // n of k, n of v, then what comes next: asked for ahead
+  const T* order[2 * CHUNK + AHEAD];         // n of k, n of v, then what is read next: asked for ahead
   Pages(const Args& a, const Tile& t, int64_t p, int64_t end, const Room& room) {
     const int length = a.lengths[t.sequence];
     n = (int)(end - p < CHUNK ? end - p : CHUNK);
-    const auto page = [&](int64_t i) { return a.table[t.sequence * a.P + (i < end ? i : p)] * a.K + t.head; };
-    for (int i = 0; i < n + AHEAD; i++) {
-      const int64_t at = page(p + i);
-      order[i < n ? i : n + i] = a.k.as<T>() + at * PAGE * a.D;
-      if (i >= n) continue;
-      order[n + i] = a.v.as<T>() + at * PAGE * a.D;
+    const auto place = [&](int64_t sequence, int64_t i, int64_t head) { return (a.table[sequence * a.P + i] * a.K + head) * PAGE * a.D; };
+    const T *k = a.k.as<T>(), *v = a.v.as<T>();
+    for (int i = 0; i < n; i++) {
+      const int64_t at = place(t.sequence, p + i, t.head);
+      order[i] = k + at, order[n + i] = v + at;
       for (int j = 0; a.k_scales && j < PAGE; j++) {  // what lies past the end weighs nothing
         const bool there = (p + i) * PAGE + j < length;
-        room.ks[i * PAGE + j] = there ? a.k_scales[at * PAGE + j] : 0;
-        room.vs[i * PAGE + j] = there ? a.v_scales[at * PAGE + j] : 0;
+        room.ks[i * PAGE + j] = there ? a.k_scales[at / a.D + j] : 0;
+        room.vs[i * PAGE + j] = there ? a.v_scales[at / a.D + j] : 0;
       }
+    }
+    const int64_t left = end - p - n, sequence = t.head + 1 < a.K ? t.sequence : t.sequence + 1;  // the item after this one
+    for (int64_t i = 0, j; i < AHEAD; i++) {
+      if (i < left) order[2 * n + i] = k + place(t.sequence, p + n + i, t.head);
+      else if ((j = i - left) < left) order[2 * n + i] = v + place(t.sequence, p + n + j, t.head);
+      else if (j -= left; sequence < a.B && j * PAGE < a.lengths[sequence]) order[2 * n + i] = k + place(sequence, j, (t.head + 1) % a.K);
+      else order[2 * n + i] = order[0];
     }
   }
   const T* k(int i) const { return order[i]; }

@@ -154,54 +154,53 @@ struct FloatPath : Floats {
 
 #if defined(__AMX_BF16__)
 template <int BITS, bool FEW> struct AmxPath {
-  // Inputs at a time. Many tokens: 36 KB of activations stay in the first-level cache for all blocks; few: 16 KB of a panel do,
-  // which is multiplied as soon as it is expanded, and never leaves.
-  static constexpr int DEPTH = FEW ? 256 : 576;
+  // Inputs at a time. Many tokens: 36 KB of activations stay in the first-level cache for all blocks; few: the panel stays
+  // there, of which one part is multiplied while the next is expanded.
+  static constexpr int DEPTH = FEW ? AMX_COLUMNS : 576;
   static int64_t record(const Linear& L) { return L.Kp * (BITS ? 2 : 4); }
-  static char* panel(const Linear& L, const Block& b) { return BITS ? (char*)b.codes(L, AMX_ROWS) : b.panel; }
   static void encode(const Linear& L, const float* x, char* acts, int64_t t) {
     acts += t / AMX_TOKENS * AMX_TOKENS * record(L);
     amx_row<BITS, !BITS>(x, L.K, L.Kp * 64, acts, t);
     for (int pass = 0; pass < (BITS ? 1 : 2) && (t % 16 == 15 || t == L.T - 1); pass++) amx_turn(L.K, acts + pass * L.Kp * 64, t);
   }
   static void expand(const Linear& L, const Block& b) {
-    for (int64_t r = 0; BITS && r < AMX_ROWS; r++) {
-      float* sides = b.scale(L) + 2 * r * L.groups;
-      __builtin_prefetch(b.scales + (AMX_ROWS + r) * b.stride_s, 0, 2);
-      __builtin_prefetch(b.biases + (AMX_ROWS + r) * b.stride_s, 0, 2);
-      for (int64_t g = 0, groups = L.K / L.group; g < groups; g += LANES) {
-        store(sides + g, along(b.dtype, b.scales + r * b.stride_s, g, least(groups - g, LANES), 0));
-        store(sides + L.groups + g, along(b.dtype, b.biases + r * b.stride_s, g, least(groups - g, LANES), 0));
-      }
-    }
-    if (!FEW) expand_columns(L, b, 0, L.K);
+    for (int64_t k = 0; !FEW && k < L.K; k += AMX_COLUMNS) expand_columns(L, b, k, b.panel + k * 64, [](int) {});
   }
-  static void expand_columns(const Linear& L, const Block& b, int64_t k, int64_t n) {
-    if (!BITS) return amx_expand_bf16(b.w, b.stride, L.K, k, n, panel(L, b));
-    const auto run = L.group == 16 ? amx_expand<BITS ? BITS : 4, 16> : amx_expand<BITS ? BITS : 4, 32>;
-    run(b.w, b.stride, L.K, k, n, L.group, b.scale(L), L.groups, panel(L, b));
+  template <class G> LZ_INLINE void expand_columns(const Linear& L, const Block& b, int64_t k, char* panel, const G& between) {
+    const auto coded = [&](auto run) __attribute__((always_inline)) {
+      run(b.w, b.stride, b.scales, b.biases, b.stride_s, b.dtype, L.group, L.K, k, panel, between);
+    };
+    if constexpr (!BITS) amx_expand_bf16(b.w, b.stride, L.K, k, panel, between);
+    else L.group == 16 ? coded(amx_expand<BITS, 16, G>) : coded(amx_expand<BITS, 32, G>);
   }
   static void tile(const Linear& L, const Block* b, int blocks, const char* acts, int64_t tokens, float* y) {
     alignas(64) float c[MOST_BLOCKS][AMX_ROWS * AMX_TOKENS];
     constexpr int STEP = AMX_TOKENS * 4;
-    const auto multiply = [&](int i, int64_t k) __attribute__((always_inline)) {
-      amx_multiply<!BITS>(panel(L, b[i]) + (FEW ? 0 : k * 64), acts + k * 64, least(L.K - k, DEPTH), true, tokens > 16, L.Kp * 64);
+    const auto multiply = [&](const char* a, int64_t k, int64_t n) __attribute__((always_inline)) {
+      amx_multiply<!BITS>(a, acts + k * 64, n, true, tokens > 16, L.Kp * 64);
     };
     if (FEW) {
-      for (int i = 0; i < blocks; i++) {
-        load_c(c[i], STEP, false);
-        for (int64_t k = 0; k < L.K; k += DEPTH) {
-          expand_columns(L, b[i], k, DEPTH);
-          settle();
-          multiply(i, k);
+      alignas(64) char panels[2][DEPTH * 64];
+      const int64_t parts = (L.K + DEPTH - 1) / DEPTH, all = blocks * parts;
+      load_c(c[0], STEP, false);
+      for (int64_t i = 0; i <= all; i++) {
+        settle();
+        const auto previous = [&](int r) __attribute__((always_inline)) {  // 32 columns of it after every 8 rows
+          const int64_t k = (i - 1) % parts * DEPTH + r / 8 * 32;
+          if (r % 8 == 7 && i && k < L.K) multiply(panels[(i - 1) % 2] + r / 8 * 2048, k, 32);
+        };
+        if (i < all) expand_columns(L, b[i / parts], i % parts * DEPTH, panels[i % 2], previous);
+        else for (int r = 7; r < AMX_ROWS; r += 8) previous(r);
+        if (i && i % parts == 0) {
+          store_c(c[i / parts - 1], STEP);
+          load_c(c[0], STEP, false);
         }
-        store_c(c[i], STEP);
       }
     } else {
       for (int64_t k = 0; k < L.K; k += DEPTH)
         for (int i = 0; i < blocks; i++) {
           load_c(c[i], STEP, k);
-          multiply(i, k);
+          multiply(b[i].panel + k * 64, k, least(L.K - k, DEPTH));
           store_c(c[i], STEP);
         }
     }
@@ -209,13 +208,13 @@ template <int BITS, bool FEW> struct AmxPath {
       for (int t = 0; t < tokens; t += LANES)
         for (int r = 0; r < AMX_ROWS; r += LANES) turn(c[i] + r * AMX_TOKENS + t, AMX_TOKENS, y + t * AMX_ROWS + r, AMX_ROWS);
   }
-  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, FEW ? 1 : MOST_BLOCKS, FEW, record, encode, expand, tile, true};
+  static constexpr Path path = {AMX_ROWS, AMX_TOKENS, MOST_BLOCKS, FEW, record, encode, expand, tile, true};
 };
 #endif
 
 // The table: which path for so many tokens.
 #if defined(__AMX_BF16__)
-constexpr int WIDE = 8, FEW = 8;
+constexpr int WIDE = 8, FEW = 4;
 #else
 constexpr int WIDE = W < 16 ? 4 : 8, FEW = W < 16 ? 8 : 48;
 #endif
@@ -393,6 +392,17 @@ static void run(const Step& step, Team& team) {
   const bool alone = L.T <= path.tokens;  // every thread prepares all tokens for itself: cheaper than a barrier
   char* acts = alone ? team.local : team.shared;
   char* panels = team.local + L.own_bytes();
+  int64_t total = 0, begin, end;
+  for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
+  const int64_t fixed = L.T == 1 ? total : total - total / 4;  // of many tokens the rest is for whoever comes first: a core may be busy
+  team.part(fixed, 1, &begin, &end);
+  if (path.still && begin < end) {  // the first block is on its way while the tokens are prepared
+    const Place at = place(L, path, begin);
+    for (const View *v = L.w[at.j].w, *past = v + parts_of(L.stored); v < past; v++) {
+      const int64_t bytes = path.rows * v->strides[0] * (v->dtype == LZ_U32 ? 4 : size_of(v->dtype));
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(v->data + at.n / path.rows * bytes + i, 0, 2);
+    }
+  }
   int64_t token = 0, last = L.T;
   if (!alone) team.part(L.T, path.tokens, &token, &last);  // two threads in one tile would take its cache lines from one another
   for (; token < last; token++) path.encode(L, normalized(L, token, (float*)panels), acts, token);
@@ -401,18 +411,17 @@ static void run(const Step& step, Team& team) {
 #if defined(__AMX_BF16__)
   if (path.tiles) open_tiles();
 #endif
-  int64_t total = 0, begin, end;
-  for (int j = 0; j < (L.gated() ? 1 : L.n); j++) total += blocks_of(L, path, j);
-  if (path.still) {  // of many tokens the last quarter is for whoever comes first: a core may be busy with other things
-    const int64_t fixed = L.T == 1 ? total : total - total / 4, some = total / (32 * team.size) + 1;
-    team.part(fixed, 1, &begin, &end);
-    for (; begin < end; begin++) multiply(L, path, acts, panels, begin, begin + 1);
-    while ((begin = fixed + team.take(some)) < total)
-      for (end = least(begin + some, total); begin < end; begin++) multiply(L, path, acts, panels, begin, begin + 1);
+  const int64_t most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
+  const auto each = [&](int64_t i, int64_t end) {
+    for (; i < end; i += most) multiply(L, path, acts, panels, i, least(i + most, end));
+  };
+  if (path.still) {
+    const int64_t some = total / (32 * team.size) + 1;
+    each(begin, end);
+    while ((begin = fixed + team.take(some)) < total) each(begin, least(begin + some, total));
   } else {  // equal shares of at most path.blocks
-    const int64_t most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
     const int64_t parts = (total + most * team.size - 1) / (most * team.size) * team.size, some = (total + parts - 1) / parts;
-    while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
+    while ((begin = team.take(some)) < total) each(begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
   if (path.tiles) close_tiles();
