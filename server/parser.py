@@ -23,7 +23,7 @@ HEADER = re.compile(
 NAME = 300  # characters in which a name or a header must end
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
     """call: a tool call begins, `text` is the function's name; arguments: the next piece of its JSON text.
     `index` counts the calls of an answer."""
@@ -81,6 +81,8 @@ class Parser:
         self.text += text
         next(self.machine, None)
         out, self.out = [piece for piece in self.out if piece.text], []
+        if len(out) < 2:
+            return out
         return [Piece(kind, "".join(p.text for p in run), index) for (kind, index), run in groupby(out, _kind)]
 
     def finish(self) -> list[Piece]:
@@ -321,7 +323,8 @@ class Parser:
         if not size:
             return
         if kind == "text":
-            self.out.append(Piece(kind, self.gap * self.said))
+            if self.gap and self.said:
+                self.out.append(Piece(kind, self.gap))
             self.gap, self.said = "", True
         self.out.append(Piece(kind, self.text[:size], self.calls - 1 if kind == "arguments" else 0))
         self.text = self.text[size:]

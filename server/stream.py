@@ -98,8 +98,10 @@ class EventStream(Response):
         self.generation, self.writer = generation, writer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        last = scope["send"]  # past the layers in between, which want to see no more than the start
+
         async def write(text: str, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+            await last({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         writer = self.writer
         async with watched(self.generation, receive):
