@@ -30,7 +30,7 @@ class ToolChoice(Body):
 
 class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Count | None = None  # thinking ends when the model ends it; max_tokens bounds all
+    budget_tokens: Count | None = None
     display: Text | None = None
 
 
@@ -58,10 +58,11 @@ class CountRequest(Body):
         with blamed("messages"):
             told = messages.anthropic(self.messages, self.system)
         choice = self.tool_choice or ToolChoice(type="auto")
+        budget = self.thinking.budget_tokens if self.thinking and self.thinking.type == "enabled" else None
         check_choice(choice.openai(), tools)
         return Job(
             self.model, {}, told, tools=tools, choice=choice.openai(), variables=self.variables(),
-            parallel=not choice.disable_parallel_tool_use, format=self.format(), fit=True,
+            parallel=not choice.disable_parallel_tool_use, format=self.format(), fit=True, budget=budget,
         )  # fmt: skip
 
     def format(self) -> dict[str, Any] | None:

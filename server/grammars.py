@@ -5,13 +5,15 @@ from functools import cache
 from typing import Any
 
 from ..engine.errors import UserError
+from ..engine.generate.budget import Budget
 from ..engine.generate.constraint import Compiler, Structure, Thinking, bounded, quoted
 from . import reasoning
 from .parser import properties
 from .tools import Format, detect
 
 Tools = list[dict[str, Any]]
-# Harmony: where the answer begins; what may come before it; the end of a header after the function's name.
+# Harmony: what is around thinking; where the answer begins.
+ANALYSIS = reasoning.Tags("<|channel|>analysis<|message|>", "<|end|>")
 FINAL = r"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 
 
@@ -56,6 +58,14 @@ def begin(tokenizer: Any, prompt: str) -> tuple[tuple[str, ...], Thinking | None
     if not tags or token is None or prompt.rstrip().endswith(tags.end):  # the last: the template has closed it
         return (), None
     return (), Thinking(token, re.escape(tags.end))
+
+
+def budgeted(tokenizer: Any, prompt: str, most: int, constraint: Structure | None) -> Budget | Structure | None:
+    """The constraint of an answer whose thinking has at most so many tokens; the one given if none is to come."""
+    tags = ANALYSIS if detect(tokenizer).name == "harmony" else reasoning.tags(tokenizer)
+    if not tags or prompt.rstrip().endswith(tags.end):
+        return constraint
+    return Budget(tokenizer, *tags, most, opened=reasoning.is_open(prompt, tags), then=constraint)
 
 
 def wanted(format: dict[str, Any] | None) -> tuple[str, Any] | None:

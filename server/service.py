@@ -13,7 +13,7 @@ from ..engine.generate import Sampling
 from . import tools as calls
 from .errors import ApiError, refused, too_long
 from .generation import Choice, Generation, Mailbox
-from .grammars import compiler, constrain
+from .grammars import budgeted, compiler, constrain
 from .metrics import Metrics
 from .prompts import render
 
@@ -25,7 +25,8 @@ class Job:
     """What a request wants of the model, whichever API it came by.
 
     messages go through the chat template; prompts are raw text or token ids. `limit` is the field that asked for
-    max_tokens. fit: an answer longer than the context has room for is cut, not refused.
+    max_tokens. budget: how many of them may be thinking. fit: an answer longer than the context has room for is cut,
+    not refused.
     """
 
     model: str | None
@@ -40,6 +41,7 @@ class Job:
     n: int = 1
     prompt_logprobs: bool = False
     max_tokens: int | None = None
+    budget: int | None = None
     limit: str = "max_tokens"
     fit: bool = False
 
@@ -150,8 +152,10 @@ class Service:
             if (seed := job.sampling.get("seed")) is not None:
                 settings["seed"] = seed + number % job.n
             sampling = Sampling(**settings)
-            constraint = self.constraint(job, prompt)
+            constraint: Any = self.constraint(job, prompt)
             choices.append(self.choice(number, job, prompt, sampling, constraint is not None))
+            if job.budget:
+                constraint = budgeted(self.tokenizer, prompt.text, job.budget, constraint)
             requests.append({"prompt": prompt.ids, "sampling": sampling, "eos": self.tokenizer.eos_token_ids,
                              "adapter": adapter, "constraint": constraint, "timeout": self.timeout,
                              "prompt_logprobs": job.prompt_logprobs})  # fmt: skip

@@ -30,6 +30,7 @@ from lazulite.engine.generate import (
     Token,
     peak_memory,
 )
+from lazulite.engine.generate.budget import Budget
 from lazulite.engine.generate.engine import token_bytes
 from lazulite.engine.generate.pace import Pace
 from lazulite.engine.generate.pages import PAGE
@@ -507,6 +508,30 @@ def test_the_end_of_sequence_and_a_finished_constraint_stop() -> None:
         assert ignoring.finish().reason == "length" and ignoring.ids == ids
         stream = ask(scheduler, [1, 2], Sampling(max_tokens=30), constraint=tiny.Spells([3, 1, 4, 1, 5]))
         assert stream.finish().reason == "stop" and stream.ids == [3, 1, 4, 1, 5]
+
+
+class Letters:
+    """A tokenizer with a printable character for each id."""
+
+    vocab_size = tiny.VOCABULARY
+
+    def spell(self, id: int) -> bytes:
+        return bytes([32 + id])
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return [ord(c) - 32 for c in text]
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], tiny.repeating(5, 8)])  # the second one is drafted for
+def test_thinking_ends_when_its_budget_is_spent(prompt: list[int]) -> None:
+    with serving(max_running=2) as scheduler:
+        sampling = Sampling(max_tokens=30, temp=0)
+        free = alone(prompt, sampling)
+        stream = ask(scheduler, prompt, sampling, constraint=Budget(Letters(), "<t>", "</t>", 9, opened=True))
+        assert stream.finish().reason == "length"
+        assert stream.ids[:13] == [*free[:9], *Letters().encode("</t>")] and len(stream.ids) == 30
+        stream = ask(scheduler, prompt, sampling, constraint=Budget(Letters(), "<t>", "</t>", 9))
+        assert stream.finish().reason == "length" and stream.ids == free  # it did not begin to think
 
 
 # drafts

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from walks import allowed, walk
 
 from lazulite.server import reasoning, tools
-from lazulite.server.grammars import constrain
+from lazulite.server.anthropic import MessagesRequest
+from lazulite.server.grammars import budgeted, constrain
 
 TAGS = {"hermes": "<think>", "opens": "<think>", "qwen-coder": "<think>", "mistral": "[THINK]"}
 ASK = [{"role": "user", "content": "What is <think>?"}]
@@ -99,3 +100,68 @@ def test_thinking_that_the_template_has_closed_is_over() -> None:
     own = tokenizer("opens")
     constraint = constrain(own, prompt=prompt("opens", True) + "\n</think>\n\n", format=JSON)
     assert {own.spell(id) for id in allowed(constraint.mask(), own.vocab_size)} == {b"t", b"f"}
+
+
+HARMONY = "<|channel|>analysis<|message|>"
+LIMITED = [  # family, what begins the thinking, what ends it
+    ("opens", "", "</think>"),
+    ("hermes", "<think>", "</think>"),
+    ("mistral", "[THINK]", "[/THINK]"),
+    ("harmony", HARMONY, "<|end|>"),
+]
+
+
+@pytest.mark.parametrize(("family", "begin", "end"), LIMITED)
+@pytest.mark.parametrize("said", [0, 3, 7])
+def test_thinking_ends_with_its_budget(family: str, begin: str, end: str, said: int) -> None:
+    """By itself after `said` tokens, or when 7 are spent; drafted tokens are held to it as sampled ones are."""
+    own = tokenizer(family)
+    limited = budgeted(own, prompt(family, family == "opens"), 7, None)
+    opening, closing, thought = (own.encode(text, False) for text in (begin, end, "a longer thought"))
+    tokens = [*opening, *thought[:said], *closing]
+    assert limited.draft([*opening, *thought]) == len(opening) + 7
+    assert limited.draft([*tokens, *thought]) == len(tokens) + len(thought)
+    masks = limited.masks(tokens)
+    for token, drafted in zip(tokens, masks, strict=False):
+        mask = limited.mask()
+        assert (mask is None) == (drafted is None)
+        if mask is not None:
+            assert [token] == [*allowed(mask, own.vocab_size)] == [*allowed(drafted, own.vocab_size)]
+        limited.advance(token)
+    assert limited.mask() is None is masks[-1]
+    assert sum(mask is not None for mask in masks) == (len(closing) if said == 7 else 0)
+
+
+def test_a_budget_of_an_answer_without_thinking_is_not_spent() -> None:
+    own = tokenizer("hermes")
+    limited = budgeted(own, prompt("hermes", False), 2, None)
+    tokens = own.encode("<thin air and more", False)
+    assert limited.draft(tokens) == len(tokens)
+    assert limited.masks(tokens) == [None] * (len(tokens) + 1)
+    assert budgeted(tokenizer("smollm"), "", 2, None) is None
+    assert budgeted(own, "<think>\n</think>\n\n", 2, None) is None
+
+
+@pytest.mark.parametrize(("family", "begin", "end"), LIMITED[:3])
+def test_a_grammar_begins_where_the_budget_ends(family: str, begin: str, end: str) -> None:
+    own = tokenizer(family)
+    text = prompt(family, family == "opens")
+    limited = budgeted(own, text, 4, constrain(own, prompt=text, format=JSON))
+    for token in own.encode(begin + "hmmm", False):
+        limited.advance(token)
+    ending = own.encode(end, False)
+    assert limited.draft([*ending, *own.encode("true")]) == len(ending) + 4
+    assert limited.draft(own.encode("true")) == 0
+    for token in ending:
+        assert [*allowed(limited.mask(), own.vocab_size)] == [token]
+        limited.advance(token)
+    assert {own.spell(id) for id in allowed(limited.mask(), own.vocab_size)} == {b"t", b"f"}
+    ids, finished = walk(limited, own, 0)
+    assert finished and limited.finished and isinstance(json.loads(own.decode(ids)), bool)
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("enabled", 1024), ("disabled", None), ("adaptive", None)])
+def test_anthropics_budget_is_the_jobs(kind: str, budget: int | None) -> None:
+    thinking = {"type": kind, "budget_tokens": 1024}
+    body = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2000, "thinking": thinking}
+    assert MessagesRequest.model_validate(body).job().budget == budget
