@@ -5,7 +5,8 @@
 * streams: N clients at once, 128 tokens in, 64 out, streamed chat; tokens/s over all, from the first request to the
   last token (prompts included), and decode alone, from when every stream has its first token to the first end.
 * bare: the same requests given to the Scheduler in a process of its own; what HTTP and JSON cost is the difference.
-* llama.cpp: 64 tokens of N sequences in one batch each step, without prompts (compare.py's worker): decode alone.
+* llama.cpp: compare.py's worker, no HTTP. Decode: 64 tokens of N sequences in one batch each step, from empty caches
+  (ours are 128 tokens deep). All: 128 tokens in and 64 out of N sequences, counted as `streams` counts.
 * gap: time between two arrivals at 8 streams while a prompt of 4,000 tokens comes in, 99th percentile.
 * prefix: time to the first token of a prompt of 2,000 tokens, and of another with the same beginning.
 """
@@ -211,7 +212,9 @@ def measure(rounds: int, threads: int) -> dict[str, list[float]]:
                 for name, (whole, decoding) in (("HTTP", http.throughput(prompts)), ("bare", alone.throughput(ids))):
                     keep(f"{name} {n}", whole)
                     keep(f"{name} {n} decode", decoding)
-                keep(f"llama.cpp {n}", max(peer.ask({"new": OUT, "batch": n}) for peer in peers))
+                keep(f"llama.cpp {n} decode", max(peer.ask({"new": OUT, "batch": n}) for peer in peers))
+                both = max(peer.ask({"prompt": IN, "new": OUT, "batch": n}) for peer in peers)
+                keep(f"llama.cpp {n}", both * OUT / (IN + OUT))
             gaps = sorted(http.gaps())
             keep("gap p99 ms", gaps[int(0.99 * len(gaps))])
             first, second = http.prefix()
@@ -225,14 +228,12 @@ def measure(rounds: int, threads: int) -> dict[str, list[float]]:
 
 def table(found: dict[str, list[float]]) -> str:
     m = {name: median(values) for name, values in found.items()}
-    head = ["streams", "HTTP tok/s", "bare", "cost", "HTTP decode", "bare", "cost", "llama.cpp", "×, all", "×, decode"]
-    rows = [head, ["---:"] * len(head)]
-    for n in STREAMS:
-        http, decoding, peer = m[f"HTTP {n}"], m[f"HTTP {n} decode"], m[f"llama.cpp {n}"]
-        alone, decoded = m[f"bare {n}"], m[f"bare {n} decode"]
-        cells = [f"{n}", f"{http:.0f}", f"{alone:.0f}", cost(http, alone), f"{decoding:.0f}"]
-        cells += [f"{decoded:.0f}", cost(decoding, decoded), f"{peer:.0f}"]
-        rows.append([*cells, *(f"{rate / peer:.2f}" if peer else "–" for rate in (http, decoding))])
+    rows = [["streams", "HTTP tok/s", "bare", "cost", "llama.cpp", "× llama.cpp"], ["---:"] * 6]
+    for kind in ("", " decode"):
+        for n in STREAMS:
+            http, bare, peer = (m[f"{who} {n}{kind}"] for who in ("HTTP", "bare", "llama.cpp"))
+            ratio = f"{http / peer:.2f}" if peer else "–"
+            rows.append([f"{n}{kind}", f"{http:.0f}", f"{bare:.0f}", cost(http, bare), f"{peer:.0f}", ratio])
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     ratio = 100 * median(b / a for a, b in zip(found["prefix first s"], found["prefix second s"], strict=True))
     return (

@@ -55,11 +55,12 @@ def load(path: str, threads: int, flash: bool) -> tuple[worker.Run, str]:
         for position in range(0, depth, 512):
             c.step(range(position, min(depth, position + 512)))
         start = time.perf_counter()
-        if prompt:
-            c.step(range(prompt))
-        for position in range(depth, depth + new):
+        part = 512 // batch  # of each prompt, in one step
+        for position in range(0, prompt, part):
+            c.step(range(position, min(prompt, position + part)), batch)
+        for position in range(prompt + depth, prompt + depth + new):
             c.step(range(position, position + 1), batch)
-        return (prompt + new * batch) / (time.perf_counter() - start)
+        return (prompt + new) * batch / (time.perf_counter() - start)
 
     system = lc.llama_print_system_info().decode()
     found = [x for x in ("AMX_INT8", "AVX512_VNNI", "AVX2", "NEON", "CPU") if x in system]
