@@ -130,8 +130,10 @@ def decode(times: list[list[float]]) -> float:
     return sum(begin < t <= end for stream in times for t in stream) / (end - begin) if end > begin else 0.0
 
 
-def cost(http: float, alone: float) -> str:
-    return f"{100 * (1 - http / alone):.1f} %" if alone else "–"
+def cost(http: list[float], alone: list[float]) -> str:
+    """By rounds, as machines change: in percent of what the scheduler does alone."""
+    rounds = [1 - a / b for a, b in zip(http, alone, strict=True) if b]
+    return f"{100 * median(rounds):.1f} %" if rounds else "–"
 
 
 @contextmanager
@@ -233,7 +235,8 @@ def table(found: dict[str, list[float]]) -> str:
         for n in STREAMS:
             http, bare, peer = (m[f"{who} {n}{kind}"] for who in ("HTTP", "bare", "llama.cpp"))
             ratio = f"{http / peer:.2f}" if peer else "–"
-            rows.append([f"{n}{kind}", f"{http:.0f}", f"{bare:.0f}", cost(http, bare), f"{peer:.0f}", ratio])
+            lost = cost(found[f"HTTP {n}{kind}"], found[f"bare {n}{kind}"])
+            rows.append([f"{n}{kind}", f"{http:.0f}", f"{bare:.0f}", lost, f"{peer:.0f}", ratio])
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     ratio = 100 * median(b / a for a, b in zip(found["prefix first s"], found["prefix second s"], strict=True))
     return (
