@@ -74,10 +74,13 @@ class Parser:
         self.text = self.raw = self.gap = ""  # not read yet; read since a call began; white space between texts
         self.calls, self.said, self.done, self.ended = 0, False, False, False
         self.out: list[Piece] = []
+        self.plain = not (self.tags or self.tools) and style != "harmony"  # there is nothing to look for
         self.machine = self._harmony() if style == "harmony" else self._answer()
 
     def add(self, text: str) -> list[Piece]:
         """What is certain with this text."""
+        if self.plain:
+            return [Piece("text", text)] if text else []
         self.text += text
         next(self.machine, None)
         out, self.out = [piece for piece in self.out if piece.text], []

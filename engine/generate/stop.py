@@ -14,6 +14,8 @@ class Stops:
 
     def add(self, text: str) -> str:
         """The text that is now certain to come before any stop string."""
+        if not self.strings:
+            return text
         self.held += text
         ends = [(at + len(s), at) for s in self.strings if (at := self.held.find(s)) >= 0]
         if ends:
