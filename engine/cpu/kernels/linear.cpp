@@ -385,6 +385,7 @@ static void multiply(const Linear& L, const Path& path, const char* acts, char* 
   }
 }
 
+constexpr int64_t FIRST = 1 << 15;  // bytes of a weight that are fetched before the tokens are ready
 static void run(const Step& step, Team& team) {
   const Linear L(step);
   if (!L.T) return;
@@ -400,7 +401,7 @@ static void run(const Step& step, Team& team) {
     const Place at = place(L, path, begin);
     for (const View *v = L.w[at.j].w, *past = v + parts_of(L.stored); v < past; v++) {
       const int64_t bytes = path.rows * v->strides[0] * (v->dtype == LZ_U32 ? 4 : size_of(v->dtype));
-      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(v->data + at.n / path.rows * bytes + i, 0, 2);
+      for (int64_t i = 0; i < least(bytes, FIRST); i += 64) __builtin_prefetch(v->data + at.n / path.rows * bytes + i, 0, 2);
     }
   }
   int64_t token = 0, last = L.T;
