@@ -6,7 +6,7 @@ from typing import Any
 
 from ..engine.errors import UserError
 from ..engine.generate.budget import Budget
-from ..engine.generate.constraint import Compiler, Structure, Thinking, bounded, quoted
+from ..engine.generate.constraint import Compiler, Constraint, Structure, Thinking, bounded, quoted
 from . import reasoning
 from .parser import properties
 from .tools import Format, detect
@@ -60,7 +60,7 @@ def begin(tokenizer: Any, prompt: str) -> tuple[tuple[str, ...], Thinking | None
     return (), Thinking(token, re.escape(tags.end))
 
 
-def budgeted(tokenizer: Any, prompt: str, most: int, constraint: Structure | None) -> Budget | Structure | None:
+def budgeted(tokenizer: Any, prompt: str, most: int, constraint: Constraint | None) -> Constraint | None:
     """The constraint of an answer whose thinking has at most so many tokens; the one given if none is to come."""
     tags = ANALYSIS if detect(tokenizer).name == "harmony" else reasoning.tags(tokenizer)
     if not tags or prompt.rstrip().endswith(tags.end):

@@ -25,7 +25,7 @@ class Reasoning(Body):
 
 class TextFormat(Body):
     format: schemas.Format | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None  # a wish that small models do not know
+    verbosity: Literal["medium"] | None = None
 
 
 class ResponsesRequest(Templated):

@@ -106,7 +106,7 @@ class Safety:
             return await self.app(scope, receive, send)
         headers, size = dict(scope["headers"]), 0
         request_id = scope["request_id"] = f"req_{uuid4().hex}"
-        scope["send"] = send
+        scope["send"] = send  # for the parts of a stream, see stream.py
         more = [(b"request-id", request_id.encode()), (b"x-request-id", request_id.encode())]
         more += [*self.guard.cors(text(headers, b"origin")), (b"x-content-type-options", b"nosniff")]
 

@@ -1,8 +1,9 @@
 """What every contestant's process shares: load once, then answer requests until stdin ends.
 
-A request is a JSON line, `{"prompt": 512}` or `{"new": 128, "depth": 0, "batch": 1}`; the answer is a JSON line,
-`{"rate": tokens/s over all sequences}` or `{"error": sentence}`. The first line out is `{"about": …}`. With --once
-the process prints `{"load": seconds from the imports to the first token, "memory": peak resident bytes}` instead.
+A request is a JSON line, `{"prompt": 512}` or `{"new": 128, "depth": 0, "batch": 1}`, of llama.cpp both at once; the
+answer is a JSON line, `{"rate": tokens/s over all sequences, prompts counted}` or `{"error": sentence}`. The first line
+out is `{"about": …}`. With --once the process prints `{"load": seconds from the imports to the first token, "memory":
+peak resident bytes}` instead.
 """
 import json
 import os

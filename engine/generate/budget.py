@@ -66,11 +66,13 @@ class Budget:
         return states
 
     def _see(self, token: int) -> None:
+        if self.open is False:
+            return
         self.tail = (self.tail + self.spell(token))[-TAIL:]
         if self.open:
             self.left -= 1
             self.open = self.end not in self.tail and -self.left < len(self.ids)
-        elif self.open is None and self.tail.lstrip().startswith(self.begin):
+        elif self.tail.lstrip().startswith(self.begin):
             self.open, self.tail = True, b""
-        elif self.open is None and not self.begin.startswith(self.tail.lstrip()):
+        elif not self.begin.startswith(self.tail.lstrip()):
             self.open = False

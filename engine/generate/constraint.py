@@ -37,7 +37,9 @@ JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": 
 class Constraint(Protocol):
     """What a sequence may say next. A mask has a bit for each id of the tokenizer, 32 in a word, lowest id first."""
 
-    finished: bool  # nothing more may come
+    @property
+    def finished(self) -> bool:
+        """Nothing more may come."""
 
     def mask(self) -> np.ndarray | None:
         """(words) uint32, valid until the next call; None: every token is allowed."""

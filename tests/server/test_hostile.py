@@ -116,6 +116,7 @@ FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "background": (True, "x"),
         "include": ("x", [5]),
         "metadata": (5,),
+        "text": ({"verbosity": "low"}, {"verbosity": 5}, 5),
     },
     MESSAGES: {
         "messages": ([], "Hi", [5], [{}], [{"role": "user"}], [{"role": "wizard", "content": "x"}],

@@ -48,7 +48,7 @@ LZ_INLINE void amx_rows(const char* w, int64_t stride, int64_t K, int64_t k, cha
       _mm512_store_si512(panel + i * 2048, expand(r, w + i * 4 * WIDTH, k + 32 * i, real));
     };
     row(r);
-    unrolled<(WIDTH + 3) / 4>(LZ_LAMBDA(i) { __builtin_prefetch(next + 64 * i, 0, 2); });
+    unrolled<WIDTH / 4>(LZ_LAMBDA(i) { __builtin_prefetch(next + 64 * i, 0, 2); });
     if (K - k >= AMX_COLUMNS) unrolled<4>(LZ_LAMBDA(i) { some(i, ~0u); });
     else for (int64_t i = 0, n = K - k; n > 0; i++, n -= 32) some(i, n < 32 ? (1u << n) - 1 : ~0u);
     between(r);

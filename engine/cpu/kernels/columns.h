@@ -7,7 +7,7 @@
 
 LZ_NAMESPACE_BEGIN
 
-LZ_INLINE int size_of(int dtype) { return dtype == LZ_F32 ? 4 : dtype == LZ_F64 ? 8 : dtype == LZ_U8 ? 1 : 2; }
+LZ_INLINE int size_of(int dtype) { return dtype == LZ_F32 || dtype == LZ_U32 ? 4 : dtype == LZ_F64 ? 8 : dtype == LZ_U8 ? 1 : 2; }
 // The widest vectors that the set has registers for: GCC keeps wider ones, such as f32x on AVX2, in memory.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 constexpr int W = 16;

@@ -300,7 +300,7 @@ static Block block_of(const Linear& L, int j, int64_t n, int rows, char* panel, 
   const Weight& w = L.w[j];
   Block b = {};
   b.panel = panel;
-  b.stride = w.w->strides[0] * (L.stored ? 4 : size_of(w.w->dtype));
+  b.stride = w.w->strides[0] * size_of(w.w->dtype);
   b.w = w.w->data + n * b.stride;
   b.dtype = L.bits ? w.scales->dtype : L.dense_dtype(j);
   if (L.stored) {
@@ -360,8 +360,10 @@ static Place place(const Linear& L, const Path& path, int64_t i) {
   return {j, i * path.rows};
 }
 
+// Blocks, or pairs of gated ones, of one tile.
+static int64_t most_of(const Linear& L, const Path& path) { return L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks; }
 // Blocks begin .. end, few enough for one tile, and all tokens.
-static void multiply(const Linear& L, const Path& path, const char* acts, char* panels, int64_t begin, int64_t end) {
+static void multiply_some(const Linear& L, const Path& path, const char* acts, char* panels, int64_t begin, int64_t end) {
   alignas(64) float y[MOST_BLOCKS * 1024];
   const int weights = L.gated() ? 2 : 1;
   char* tails = panels + MOST_BLOCKS * L.panel_bytes();
@@ -385,6 +387,11 @@ static void multiply(const Linear& L, const Path& path, const char* acts, char* 
   }
 }
 
+static void multiply(const Linear& L, const Path& path, const char* acts, char* panels, int64_t begin, int64_t end) {
+  for (const int64_t most = most_of(L, path); begin < end; begin += most)
+    multiply_some(L, path, acts, panels, begin, least(begin + most, end));
+}
+
 constexpr int64_t FIRST = 1 << 15;  // bytes of a weight that are fetched before the tokens are ready
 static void run(const Step& step, Team& team) {
   const Linear L(step);
@@ -400,7 +407,7 @@ static void run(const Step& step, Team& team) {
   if (path.still && begin < end) {  // the first block is on its way while the tokens are prepared
     const Place at = place(L, path, begin);
     for (const View *v = L.w[at.j].w, *past = v + parts_of(L.stored); v < past; v++) {
-      const int64_t bytes = path.rows * v->strides[0] * (v->dtype == LZ_U32 ? 4 : size_of(v->dtype));
+      const int64_t bytes = path.rows * v->strides[0] * size_of(v->dtype);
       for (int64_t i = 0; i < least(bytes, FIRST); i += 64) __builtin_prefetch(v->data + at.n / path.rows * bytes + i, 0, 2);
     }
   }
@@ -412,17 +419,14 @@ static void run(const Step& step, Team& team) {
 #if defined(__AMX_BF16__)
   if (path.tiles) open_tiles();
 #endif
-  const int64_t most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
-  const auto each = [&](int64_t i, int64_t end) {
-    for (; i < end; i += most) multiply(L, path, acts, panels, i, least(i + most, end));
-  };
   if (path.still) {
     const int64_t some = total / (32 * team.size) + 1;
-    each(begin, end);
-    while ((begin = fixed + team.take(some)) < total) each(begin, least(begin + some, total));
+    multiply(L, path, acts, panels, begin, end);
+    while ((begin = fixed + team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   } else {  // equal shares of at most path.blocks
+    const int64_t most = most_of(L, path);
     const int64_t parts = (total + most * team.size - 1) / (most * team.size) * team.size, some = (total + parts - 1) / parts;
-    while ((begin = team.take(some)) < total) each(begin, least(begin + some, total));
+    while ((begin = team.take(some)) < total) multiply(L, path, acts, panels, begin, least(begin + some, total));
   }
 #if defined(__AMX_BF16__)
   if (path.tiles) close_tiles();
@@ -501,7 +505,7 @@ struct One {
 
   static View part(const View& v, int64_t e) {
     View r = v;
-    r.data += e * v.strides[0] * (v.dtype == LZ_U32 ? 4 : size_of(v.dtype)), r.ndim = v.ndim - 1;
+    r.data += e * v.strides[0] * size_of(v.dtype), r.ndim = v.ndim - 1;
     for (int i = 0; i < r.ndim; i++) r.shape[i] = v.shape[i + 1], r.strides[i] = v.strides[i + 1];
     return r;
   }
@@ -546,15 +550,15 @@ static void run_linears(const Experts& X, Team& team, bool down) {
   team.barrier();
   int64_t done = 0, next = team.take(1);  // runs before this expert's, and the run that is mine
   each([&](const Linear& L, const Path& path, char* acts, int64_t) {
-    const int64_t blocks = blocks_of(L, path, 0), most = L.gated() && path.blocks > 1 ? path.blocks / 2 : path.blocks;
-    const int64_t some = path.still ? 8 : most, runs = (blocks + some - 1) / some;
+    const int64_t blocks = blocks_of(L, path, 0), some = path.still ? 8 : most_of(L, path), runs = (blocks + some - 1) / some;
 #if defined(__AMX_BF16__)
     const bool tiles = path.tiles && next - done < runs;
     if (tiles) open_tiles();
 #endif
-    for (; next - done < runs; next = team.take(1))
-      for (int64_t i = (next - done) * some, end = least(i + some, blocks); i < end; i += most)
-        multiply(L, path, acts, team.local + L.own_bytes(), i, least(i + most, end));
+    for (; next - done < runs; next = team.take(1)) {
+      const int64_t i = (next - done) * some;
+      multiply(L, path, acts, team.local + L.own_bytes(), i, least(i + some, blocks));
+    }
 #if defined(__AMX_BF16__)
     if (tiles) close_tiles();
 #endif
